@@ -204,10 +204,9 @@ def _dataset(
                 f"The data of {name} are binary already, so that binarize={binarization!r} has nothing to "
                 "draw: leave binarize out."
             )
-        probs = probabilities(train, num_levels)
+        probs = source.parts(probabilities(source.data, num_levels))
         random = np.random.RandomState(SEED)
-        validation = draw(probabilities(validation, num_levels), random)
-        test = draw(probabilities(test, num_levels), random)
+        validation, test = draw(probs[1], random), draw(probs[2], random)
         if draws is not None and draws != tuple(
             hashlib.sha256(part.tobytes()).hexdigest() for part in (validation, test)
         ):
@@ -217,9 +216,9 @@ def _dataset(
             )
         num_levels = 2
         if binarization == "dynamic":
-            dynamic = DynamicBinarization(torch.tensor(probs))
+            dynamic = DynamicBinarization(torch.tensor(probs[0]))
         else:
-            train = draw(probs, random)
+            train = draw(probs[0], random)
     values = torch.uint8 if num_levels not in (None, 2) else torch.float32
     labels = (
         [None] * 3 if source.labels is None else [torch.tensor(part) for part in source.parts(source.labels)]

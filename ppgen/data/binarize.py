@@ -1,5 +1,6 @@
 """Binarization: grey values in [0, 1] as probabilities, drawn once or anew at every read."""
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ class DynamicBinarization:
         - probs, and the object itself: (N, C, H, W) or (N, D).
 
     Raises:
+        TypeError: the values are no floats.
         ValueError: a value is outside [0, 1] or is not a number.
 
     Example:
@@ -45,9 +47,12 @@ class DynamicBinarization:
     """
 
     def __init__(self, probs: Tensor) -> None:
+        if not probs.is_floating_point():
+            raise TypeError(f"probs are floats in [0, 1], got a tensor of {probs.dtype}: divide levels by the
+            largest.")
         if not bool(((probs >= 0) & (probs <= 1)).all()):
             raise ValueError(
-                f"probs are the probabilities of a one and lie in [0, 1], got values from {probs.min():g} to "
+                f"probs are probabilities and lie in [0, 1], got values from {probs.min():g} to "
                 f"{probs.max():g}: divide levels by the largest one."
             )
         self.probs = probs
@@ -80,7 +85,9 @@ class DynamicBinarization:
 
     def to(self, device: torch.device | str) -> "DynamicBinarization":
         """The same data on another device, whose generator draws from then on."""
-        return DynamicBinarization(self.probs.to(device))
+        moved = copy.copy(self)
+        moved.probs = self.probs.to(device)
+        return moved
 
     def __repr__(self) -> str:
         return f"DynamicBinarization(shape={tuple(self.shape)}, device={str(self.device)!r})"
@@ -89,7 +96,7 @@ class DynamicBinarization:
 def probabilities(grey: np.ndarray, num_levels: int | None) -> np.ndarray:
     """Grey values as probabilities: levels divided by the largest one, real values as they are."""
     if num_levels is not None:
-        # The published protocol divides a float32 by 255: doing so in double precision changes some draws.
+        # In single precision, as the published protocol has it.
         return grey.astype(np.float32) / np.float32(num_levels - 1)
     if not ((grey >= 0) & (grey <= 1)).all():
         raise ValueError(

@@ -89,8 +89,8 @@ def obtain(
         if content is None:
             places = [str(folder / name) for folder in searched]
             raise FileNotFoundError(
-                f"The data set {name!r} needs {', '.join(each.name for each in files)}, but {file.name} is not "
-                f"in {' or '.join(places)}, nor in the folders above; "
+                f"The data set {name!r} needs {', '.join(each.name for each in files)}; "
+                f"{file.name} is in none of {', '.join(places)} and the folders above them; "
                 f"{'' if download else 'with download=False nothing was downloaded; '}"
                 f"{''.join(f'tried {failure}; ' for failure in failures)}"
                 "put the files there, or name the folder that has them by data_dir or by the environment "
