@@ -156,9 +156,7 @@ def load(
         tensor(16, dtype=torch.uint8)
     """
     if binarize is not None and binarize not in get_args(Binarization):
-        raise ValueError(
-            f"binarize is one of {', '.join(get_args(Binarization))}, or left out; got {binarize!r}."
-        )
+        raise ValueError(f"binarize is one of {', '.join(get_args(Binarization))}, or left out; got {binarize!r}.")
     if not isinstance(name_or_path, str | Path):
         raise TypeError(
             f"name_or_path is the name of a data set or a path, got a {type(name_or_path).__name__}: "
@@ -191,9 +189,7 @@ def _existing(name_or_path: str | Path) -> Path:
     )
 
 
-def _dataset(
-    name: str, source: Source, binarization: Binarization, draws: tuple[str, str] | None = None
-) -> Dataset:
+def _dataset(name: str, source: Source, binarization: Binarization, draws: tuple[str, str] | None = None) -> Dataset:
     """The data set that a source becomes under a binarization."""
     train, validation, test = source.parts(source.data)
     num_levels = source.num_levels
@@ -220,9 +216,7 @@ def _dataset(
         else:
             train = draw(probs[0], random)
     values = torch.uint8 if num_levels not in (None, 2) else torch.float32
-    labels = (
-        [None] * 3 if source.labels is None else [torch.tensor(part) for part in source.parts(source.labels)]
-    )
+    labels = [None] * 3 if source.labels is None else [torch.tensor(part) for part in source.parts(source.labels)]
     return Dataset(
         name=name,
         train=torch.tensor(train, dtype=values) if dynamic is None else dynamic,

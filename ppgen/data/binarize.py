@@ -48,9 +48,7 @@ class DynamicBinarization:
 
     def __init__(self, probs: Tensor) -> None:
         if not probs.is_floating_point():
-            raise TypeError(
-                f"probs are floats in [0, 1], got {probs.dtype}: divide levels by the largest one."
-            )
+            raise TypeError(f"probs are floats in [0, 1], got {probs.dtype}: divide levels by the largest one.")
         if not bool(((probs >= 0) & (probs <= 1)).all()):
             raise ValueError(
                 f"probs are probabilities and lie in [0, 1], got values from {probs.min():g} to "

@@ -68,8 +68,7 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
         content = {"data": content[0], "labels": content[1]}
     if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
         raise TypeError(
-            "expected a tensor, a pair (data, labels) of tensors or a dict of tensors, got a "
-            f"{type(content).__name__}"
+            f"expected a tensor, a pair (data, labels) of tensors or a dict of tensors, got a {type(content).__name__}"
         )
     return {str(name): _to_array(tensor) for name, tensor in content.items()}
 
@@ -82,9 +81,7 @@ def _to_array(tensor: Tensor) -> np.ndarray:
 
 def _read_folder(folder: Path) -> dict[str, np.ndarray]:
     """Images of a folder or of its subfolders train, validation and test, by the folders below them."""
-    children = {
-        name: folder / name for split in SPLITS for name in ALIASES[split] if (folder / name).is_dir()
-    }
+    children = {name: folder / name for split in SPLITS for name in ALIASES[split] if (folder / name).is_dir()}
     subfolders = children if len(children) > 1 else {"data": folder}
     found = {name: _image_paths(each) for name, each in subfolders.items()}
     images = _decode([path for paths in found.values() for path in paths])
@@ -107,9 +104,7 @@ def _image_paths(folder: Path) -> list[Path]:
         and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
     ]
     if not found:
-        raise ValueError(
-            f"The folder {folder} has no images: expected files that end in {', '.join(IMAGE_SUFFIXES)}."
-        )
+        raise ValueError(f"The folder {folder} has no images: expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
     return found
 
 
@@ -199,9 +194,7 @@ def _labels(
     if not given:
         return None, ()
     if given != names:
-        raise ValueError(
-            f"{path} has {', '.join(given)}; labels are given for all splits or for none: {names}."
-        )
+        raise ValueError(f"{path} has {', '.join(given)}; labels are given for all splits or for none: {names}.")
     for name, split in zip(names, present, strict=True):
         if arrays[name].shape != arrays[split].shape[:1]:
             raise ValueError(

@@ -35,9 +35,7 @@ def read_idx(data: bytes) -> np.ndarray:
     rank = data[3]
     header = 4 + 4 * rank
     if len(data) < header:
-        raise ValueError(
-            f"An idx file of rank {rank} has a header of {header} bytes, this one ends after {len(data)}."
-        )
+        raise ValueError(f"An idx file of rank {rank} has a header of {header} bytes, this one ends after {len(data)}.")
     shape = struct.unpack(f">{rank}I", data[4:header])
     values = np.frombuffer(data, np.uint8, offset=header)
     if values.size != int(np.prod(shape)):
@@ -58,9 +56,7 @@ def read_cifar(archive: bytes, members: Sequence[str]) -> tuple[np.ndarray, np.n
             if name not in found:
                 raise ValueError(f"The archive has no file {name}; it has {sorted(found)}.")
             if found[name].size % 3073:
-                raise ValueError(
-                    f"{name} has {found[name].size} bytes, which is no number of records of 3,073."
-                )
+                raise ValueError(f"{name} has {found[name].size} bytes, which is no number of records of 3,073.")
             stream = tar.extractfile(found[name])
             assert stream is not None  # a regular file has content
             parts.append(np.frombuffer(stream.read(), np.uint8).reshape(-1, 3073))

@@ -112,9 +112,7 @@ OMNIGLOT = PublishedFile(
 
 def _omniglot(obtain: Obtain) -> Source:
     (content,) = obtain([OMNIGLOT])
-    train, test, train_alphabets, test_alphabets = read_mat(
-        content, "data", "testdata", "target", "testtarget"
-    )
+    train, test, train_alphabets, test_alphabets = read_mat(content, "data", "testdata", "target", "testtarget")
     # The shuffle of the importance-weighted autoencoder's code, which published this file.
     order = permutation(train.shape[1], seed=123)
     images = np.concatenate([train[:, order], test], axis=1)
@@ -210,9 +208,7 @@ KNOWN_SETS = {
         _omniglot,
         "dynamic",
     ),
-    "cifar10": KnownSet(
-        "objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"
-    ),
+    "cifar10": KnownSet("objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"),
     "freyfaces": KnownSet(
         "faces of one person in a video, 1,965 images of 28 × 20 in 256 grey levels", _freyfaces, "none"
     ),

@@ -60,9 +60,7 @@ def as_data(name: str, array: np.ndarray) -> tuple[np.ndarray, int | None]:
             "so that its first axis counts the data."
         )
     if array.size == 0:
-        raise ValueError(
-            f"{name} are empty: got an array of shape {array.shape}, expected at least one value."
-        )
+        raise ValueError(f"{name} are empty: got an array of shape {array.shape}, expected at least one value.")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] > 4 and array.shape[3] <= 4:
@@ -84,11 +82,7 @@ def as_data(name: str, array: np.ndarray) -> tuple[np.ndarray, int | None]:
 
 def as_labels(name: str, array: np.ndarray, num_data: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as classes 0, 1, … and the names of the classes, which integers do not have."""
-    if (
-        array.shape != (num_data,)
-        or array.dtype.kind not in "uiU"
-        or (array.dtype.kind == "i" and array.min() < 0)
-    ):
+    if array.shape != (num_data,) or array.dtype.kind not in "uiU" or (array.dtype.kind == "i" and array.min() < 0):
         raise ValueError(
             f"{name} are non-negative integers or names, one for each of the {num_data:,} data, got an "
             f"array of type {array.dtype} and shape {array.shape}."

@@ -1,0 +1,120 @@
+"""Normalizing flows, and what they remember of the value that they drew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Transform, constraints
+
+from ._zuko import zuko as _zuko  # gives every transform call_and_ladj
+
+
+class NormalizingFlow(TorchDistribution):
+    r"""Distribution of a transformed variable, which scores its own draw without an inverse.
+
+    .. math:: z = f(\epsilon), \quad \epsilon \sim p(\epsilon), \quad
+        \log q(z) = \log p(\epsilon) - \log \left| \det \frac{\partial f}{\partial \epsilon} \right|
+
+    The transforms of posteriors go from noise to latent in one pass, and back slowly or not at all. So the flow
+    remembers, for the tensor that it drew last, the noise and the log-determinant: that same tensor is scored
+    exactly, cheaply, and with all gradients. Any other value goes through ``transform.inv``. What is remembered is
+    shared with the copies that ``expand`` makes.
+
+    torch's and zuko's own classes differ: torch's keeps the cache in the transform (and computes a log-determinant
+    of its own), zuko's has none.
+
+    References:
+        Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015), https://arxiv.org/abs/1505.05770
+
+    Args:
+        base: distribution of the noise.
+        transform: the transform :math:`f`; torch's, Pyro's or zuko's.
+
+    Shape:
+        batch and event of the base.
+
+    Example:
+        >>> base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
+        >>> flow = NormalizingFlow(base, torch.distributions.ExpTransform()).expand((5, 2))
+        >>> z = flow.rsample()
+        >>> z.shape, flow.log_prob(z).shape
+        (torch.Size([5, 2, 3]), torch.Size([5, 2]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, base: Distribution, transform: Transform, validate_args: bool | None = None) -> None:
+        self.base = base
+        self.transform = transform
+        self._drawn: dict[str, Any] = {}
+        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]  # torch declares a class attribute
+        return self.base.has_rsample
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        codomain = self.transform.codomain
+        extra = self.event_dim - codomain.event_dim
+        return constraints.independent(codomain, extra) if extra > 0 else codomain
+
+    def expand(self, batch_shape: torch.Size, _instance: Distribution | None = None) -> NormalizingFlow:
+        new = type(self)(self.base.expand(torch.Size(batch_shape)), self.transform, validate_args=False)
+        new._validate_args = self._validate_args
+        new._drawn = self._drawn
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self._push(self.base.rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        with torch.no_grad():
+            return self._push(self.base.sample(torch.Size(sample_shape)))
+
+    def _push(self, noise: Tensor) -> Tensor:
+        value, log_det = self.transform.call_and_ladj(noise)
+        graph = torch.is_grad_enabled()
+        self._drawn.update(value=value, noise=noise, log_det=log_det, graph=graph)
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        drawn = self._drawn
+        # A draw made without gradients is a constant: its density still depends on the parameters, through the inverse.
+        if drawn.get("value") is value and (drawn["graph"] or not torch.is_grad_enabled()):
+            noise, log_det = drawn["noise"], drawn["log_det"]
+        else:
+            lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - self.event_dim])
+            noise, log_det = self.transform.inv.call_and_ladj(value.expand(*lead, *self.event_shape))
+            log_det = -log_det
+        extra = self.event_dim - self.transform.domain.event_dim
+        return self.base.log_prob(noise) - (log_det.flatten(-extra).sum(-1) if extra > 0 else log_det)
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("The mean of a normalizing flow has no closed form: average samples instead.")
+
+
+class AffineFlow(NormalizingFlow):
+    r"""Normalizing flow through an affine transform, whose mean is the transformed mean.
+
+    .. math:: z = A \epsilon + b, \quad \mathrm{E}[z] = A \, \mathrm{E}[\epsilon] + b
+
+    Args:
+        base: distribution of the noise.
+        transform: an affine transform.
+
+    Example:
+        >>> base = torch.distributions.Normal(torch.ones(3), torch.ones(3))
+        >>> AffineFlow(base, torch.distributions.AffineTransform(0., 2.)).mean
+        tensor([2., 2., 2.])
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        return self.transform(self.base.mean)

@@ -1,0 +1,26 @@
+"""Training and evaluation of any pair: this package sees ``.model`` and ``.guide`` and nothing else."""
+
+from ppgen.inference.likelihood import Estimate, log_likelihood
+from ppgen.inference.losses import elbo, iwae
+from ppgen.inference.predict import decode, encode, reconstruct, sample
+from ppgen.inference.schedules import warmup
+from ppgen.inference.svi import SVI
+from ppgen.inference.train import History, fit, train
+from ppgen.inference.weights import log_weights
+
+__all__ = [
+    "SVI",
+    "Estimate",
+    "History",
+    "decode",
+    "elbo",
+    "encode",
+    "fit",
+    "iwae",
+    "log_likelihood",
+    "log_weights",
+    "reconstruct",
+    "sample",
+    "train",
+    "warmup",
+]

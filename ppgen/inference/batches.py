@@ -1,0 +1,134 @@
+"""Data as training and evaluation read it: checked first, then in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.inference.weights import sites
+
+__all__ = ["Rows", "checked_rows"]
+
+
+class Rows:
+    """Members of equal length, read together by rows: tensors, or anything that gives a tensor when indexed by rows."""
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self.members = tuple(members)
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    def __call__(self, index: Any) -> tuple[Any, ...]:
+        return tuple(member[index] for member in self.members)
+
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Any, ...]]:
+        """Every row once, in this order or as they stand; the last batch may be short."""
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
+            yield self(slice(start, stop) if order is None else order[start:stop])
+
+
+def checked_rows(data: Any, name: str = "data") -> Rows:
+    """Rows of a tensor, an array or a tuple of them, once they are known to be usable.
+
+    Raises:
+        TypeError: a member is not numeric data.
+        ValueError: no data, members of different lengths, or values that are NaN or infinite.
+    """
+    members = data if isinstance(data, tuple | list) else (data,)
+    if not members:
+        raise ValueError(f"{name} is empty: give a tensor, or a tuple of tensors, with the data axis first.")
+    rows = Rows([_member(member, f"{name}[{i}]" if len(members) > 1 else name) for i, member in enumerate(members)])
+    lengths = [len(member) for member in rows.members]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"The members of {name} differ in length: {lengths}. Each must have one row a datum.")
+    if lengths[0] == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(rows.members[0].shape)}): at least one datum is needed.")
+    for start in range(0, len(rows), 4096):
+        check_finite(rows(slice(start, start + 4096)), name, start)
+    return rows
+
+
+def _member(member: Any, name: str) -> Any:
+    if isinstance(member, np.ndarray):
+        if member.dtype.kind not in "fiub":
+            raise TypeError(f"{name} is an array of {member.dtype}: numbers (float, integer or boolean) are expected.")
+        member = torch.as_tensor(np.ascontiguousarray(member))
+    if not isinstance(member, Tensor) and not (hasattr(member, "__getitem__") and hasattr(member, "shape")):
+        raise TypeError(f"{name} is {type(member).__name__}: a torch tensor or a numpy array is expected.")
+    if isinstance(member, Tensor):
+        member = member.float() if member.dtype in (torch.float16, torch.bfloat16) else member.detach()
+    if len(member.shape) == 0:
+        raise ValueError(f"{name} is a single number: a tensor with the data axis first is expected.")
+    return member
+
+
+def check_finite(batch: Sequence[Any], name: str = "data", start: int = 0) -> None:
+    """Refuses NaN and infinity, naming the first.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    for i, member in enumerate(batch):
+        if isinstance(member, Tensor) and member.is_floating_point() and not (good := member.isfinite()).all():
+            where = [int(v) for v in (~good).nonzero()[0]]
+            value = member[tuple(where)].item()
+            where[0] += start
+            raise ValueError(
+                f"{name} holds {value} in member {i} at index {tuple(where)}: every value must be finite. Drop the row "
+                "or fill the gap."
+            )
+
+
+def check_support(pair: Any, rows: Rows, batch: Sequence[Any], name: str = "data") -> None:
+    """Refuses data outside the support of the site that observes them (grey values under a Bernoulli, say).
+
+    Raises:
+        ValueError: a value lies outside the support.
+    """
+    with torch.no_grad(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    for site_name, site in sites(model_trace).items():
+        member = next((i for i, m in enumerate(batch) if m is site["value"]), None) if site["is_observed"] else None
+        if member is None:
+            continue
+        support, distribution = _support(site["fn"])
+        if support is None:
+            continue
+        for start in range(0, len(rows), 4096):
+            chunk = rows(slice(start, start + 4096))[member]
+            if tuple(chunk.shape[1:]) != tuple(site["value"].shape[1:]):
+                return
+            good = support.check(chunk.to(site["value"].device))
+            if not good.all():
+                row = start + int((~good.reshape(len(chunk), -1).all(1)).nonzero()[0])
+                low, high = chunk.min().item(), chunk.max().item()
+                raise ValueError(
+                    f"{name}: datum {row} lies outside the support of the observed site {site_name!r}, {distribution} "
+                    f"on {support} (values run from {low:g} to {high:g}). Binarise or rescale the data, or choose a "
+                    "decoder whose support holds them."
+                )
+
+
+def _support(fn: Any) -> tuple[Any, str]:
+    base = fn
+    while hasattr(base, "base_dist") or hasattr(base, "base"):
+        base = base.base_dist if hasattr(base, "base_dist") else base.base
+    try:
+        return fn.support, type(base).__name__
+    except (NotImplementedError, AttributeError):
+        return None, ""
+
+
+def mean_loss(values: Sequence[tuple[float, int]]) -> float:
+    """The mean over data of per-batch means."""
+    return math.fsum(v * n for v, n in values) / sum(n for _, n in values)

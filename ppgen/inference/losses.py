@@ -1,0 +1,287 @@
+r"""Training objectives: ``loss(model, guide, *batch) -> scalar``, minimised, in nats per datum."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+
+from ppgen.inference.schedules import Schedule
+from ppgen.inference.weights import (
+    Program,
+    Structure,
+    log_prob,
+    measure,
+    per_datum,
+    positive_integer,
+    run,
+    sites,
+    weigh,
+)
+
+__all__ = ["ELBO", "IWAE", "as_loss", "elbo", "iwae"]
+
+Loss = Callable[..., Tensor]
+
+
+class _Measured:
+    """The structure of a pair, from one first run: a loss sees two programs, and asks once for each."""
+
+    def __init__(self) -> None:
+        self.known: weakref.WeakKeyDictionary[Any, Structure] = weakref.WeakKeyDictionary()
+
+    def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
+        owner = getattr(model, "__self__", model)  # bound methods are made anew at each access
+        if owner not in self.known:
+            self.known[owner] = measure(model, guide, *batch)
+        return self.known[owner]
+
+    def __deepcopy__(self, memo: Any) -> _Measured:
+        return _Measured()
+
+
+class ELBO(nn.Module):
+    r"""The negative evidence lower bound.
+
+    .. math::
+        -\mathbb{E}_{q(z \mid x)}\bigl[\log p(x \mid z)
+            - \beta \, (\log q(z \mid x) - \log p(z))\bigr]
+
+    A plate's subsampling scale is kept and the sum divided by the data plate's full size, so a latent outside the
+    plate (a global one) is weighed as it should be. Latents without a reparameterised sampler get the score-function
+    gradient; a pair with sites that are marked for enumeration goes through Pyro's ``TraceEnum_ELBO``.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016: free bits),
+        https://arxiv.org/abs/1606.04934
+
+    Args:
+        beta: the weight of the KL term, or a schedule of it such as :func:`warmup`.
+        num_particles: draws of the latent per datum.
+        free_bits: nats of KL, averaged over the batch, that each latent site has for nothing.
+
+    Raises:
+        ValueError: a negative ``beta`` or ``free_bits``, or a number of particles that is not a positive whole number.
+
+    Example:
+        >>> loss = elbo(beta=0.5)
+    """
+
+    beta: Tensor | Schedule
+
+    def __init__(self, beta: float | Schedule = 1.0, *, num_particles: int = 1, free_bits: float = 0.0) -> None:
+        super().__init__()
+        if isinstance(beta, Schedule):
+            self.beta = beta
+        else:
+            if not (math.isfinite(beta) and beta >= 0):
+                raise ValueError(f"beta must be a finite number that is not negative, or a schedule, got {beta!r}.")
+            self.register_buffer("beta", torch.tensor([float(beta)]))
+        if not (math.isfinite(free_bits) and free_bits >= 0):
+            raise ValueError(f"free_bits must be a finite number of nats that is not negative, got {free_bits!r}.")
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self.free_bits = free_bits
+        self._measured = _Measured()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        beta = "" if isinstance(self.beta, Schedule) else f"beta={self.beta.item():g}, "
+        return f"{beta}num_particles={self.num_particles}, free_bits={self.free_bits:g}"
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        size = structure.full_size or _length(batch)
+        beta = (self.beta() if isinstance(self.beta, Schedule) else self.beta).to(_device(batch)).squeeze(0)
+        if structure.enumerated:
+            return self._enumerated(model, guide, batch, beta, structure) / size
+        particles = self.num_particles if self.num_particles > 1 else None
+        model_trace, guide_trace = run(model, guide, batch, num_particles=particles, nesting=structure.nesting)
+        model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+        if missing := [n for n, s in model_sites.items() if not s["is_observed"] and n not in guide_sites]:
+            raise ValueError(
+                f"The model draws {missing} and the guide does not: sample them in the guide, or mark discrete ones "
+                "infer={'enumerate': 'parallel'} so that they are summed out."
+            )
+        total: Tensor | float = 0.0
+        score: list[Tensor] = []
+        unpaired = [s for n, s in guide_sites.items() if n not in model_sites]  # auxiliary: part of q's density
+        divergences = [-log_prob(s, scaled=True) for s in unpaired]
+        for name, site in model_sites.items():
+            if site["is_observed"]:
+                total = total + log_prob(site, scaled=True).sum()
+                continue
+            q = guide_sites[name]
+            difference = log_prob(site, scaled=True).sum() - log_prob(q, scaled=True).sum()
+            total = total + beta * self._freed(difference, size)
+        for value in divergences:
+            total = total + beta * value.sum()
+        for site in guide_sites.values():
+            if not site["is_observed"] and not site["fn"].has_rsample:
+                score.append(log_prob(site))
+        assert isinstance(total, Tensor)
+        if score:
+            signal = self._signal(model_sites, guide_sites, structure, beta)
+            for log_q in score:
+                q_datum = per_datum(log_q, structure.nesting, *signal.shape)
+                surrogate = (q_datum * signal).sum()
+                total = total + surrogate - surrogate.detach()
+        return -total / (size * self.num_particles)
+
+    def _freed(self, negative_kl: Tensor, size: int) -> Tensor:
+        if not self.free_bits:
+            return negative_kl
+        return negative_kl.clamp(max=-self.free_bits * size * self.num_particles)
+
+    def _signal(self, model_sites: Any, guide_sites: Any, structure: Structure, beta: Tensor) -> Tensor:
+        """What the score function is weighed by: the scaled objective per particle and datum, over a baseline."""
+        size = next(s["value"] for s in model_sites.values() if s["is_observed"])
+        num_data = structure.full_size or len(size)
+        frames = [f.size for s in model_sites.values() for f in s["cond_indep_stack"] if f.dim == -1]
+        shape = (self.num_particles, frames[0] if frames else num_data)
+        with torch.no_grad():
+            value: Tensor | float = 0.0
+            for site in model_sites.values():
+                weight = 1.0 if site["is_observed"] else beta
+                value = value + weight * per_datum(log_prob(site, scaled=True), structure.nesting, *shape)
+            for site in guide_sites.values():
+                value = value - beta * per_datum(log_prob(site, scaled=True), structure.nesting, *shape)
+            assert isinstance(value, Tensor)
+            if self.num_particles > 1:  # leave-one-out: independent of the particle whose score it multiplies
+                others = (value.sum(0, keepdim=True) - value) / (self.num_particles - 1)
+                value = value - others
+            return value
+
+    def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
+        if self.free_bits:
+            raise ValueError("free_bits cannot be combined with enumerated sites: leave it at 0.")
+        if not bool((beta == 1).all()):
+            model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
+        elbo = TraceEnum_ELBO(
+            num_particles=self.num_particles,
+            vectorize_particles=self.num_particles > 1,
+            max_plate_nesting=structure.nesting,
+        )
+        return elbo.differentiable_loss(model, guide, *batch)
+
+
+class _LatentScale(poutine.messenger.Messenger):
+    """Scales the log-probability of latent sites only."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.scale
+
+
+def _latents_scaled(program: Program, scale: Tensor) -> Program:
+    return _LatentScale(scale)(program)
+
+
+class IWAE(nn.Module):
+    r"""The negative importance-weighted bound of k samples, per datum.
+
+    .. math::
+        -\log \frac{1}{k} \sum_{s=1}^{k} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
+
+    A plate's subsampling scale never enters the log-sum-exp; enumerated sites of the model are summed out inside it.
+    Latents without a reparameterised sampler get the score-function gradient with VIMCO's leave-one-out signal.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
+
+    Args:
+        num_particles: k.
+
+    Raises:
+        ValueError: k is not a positive whole number.
+
+    Example:
+        >>> loss = iwae(50)
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        super().__init__()
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = _Measured()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"num_particles={self.num_particles}"
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        k = self.num_particles
+        log_w, score = weigh(model, guide, batch, k, structure)
+        bound = log_w.logsumexp(0) - math.log(k)
+        loss = -bound.mean()
+        if score is not None:
+            signal = bound.detach()
+            if k > 1:  # the bound if this sample's weight were the geometric mean of the others
+                w = log_w.detach()
+                others = (w.sum(0, keepdim=True) - w) / (k - 1)
+                held_out = w.repeat(k, 1, 1)
+                index = torch.arange(k, device=w.device)
+                held_out[index, index] = others
+                signal = signal - (held_out.logsumexp(1) - math.log(k))
+            surrogate = (score * signal).sum(0).mean()
+            loss = loss - surrogate + surrogate.detach()
+        return loss
+
+
+elbo = ELBO
+iwae = IWAE
+
+
+def as_loss(loss: Any) -> Loss:
+    """A loss per datum from one of ours, a function ``(model, guide, *batch) -> scalar``, or a Pyro ELBO.
+
+    Raises:
+        TypeError: the loss is neither, or a Pyro ELBO without ``differentiable_loss``.
+    """
+    if hasattr(loss, "loss_and_grads"):
+        if not hasattr(loss, "differentiable_loss"):
+            raise TypeError(
+                f"{type(loss).__name__} has no differentiable_loss, so no torch optimiser can use it: take elbo() or "
+                "iwae(k) from ppgen.inference, or pyro.infer.Trace_ELBO()."
+            )
+        return _PyroLoss(loss)
+    if not callable(loss):
+        raise TypeError(f"loss must be a function (model, guide, *batch) -> scalar or a Pyro ELBO, got {loss!r}.")
+    return loss
+
+
+class _PyroLoss:
+    """A Pyro ELBO, which sums over the data plate's full size, as a loss per datum."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self._measured = _Measured()
+
+    def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        size = self._measured(model, guide, *batch).full_size or _length(batch)
+        return self.objective.differentiable_loss(model, guide, *batch) / size
+
+    def __repr__(self) -> str:
+        return f"{type(self.objective).__name__}()"
+
+
+def _length(batch: Any) -> int:
+    return next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), 1)
+
+
+def _device(batch: Any) -> torch.device:
+    return next((member.device for member in batch if isinstance(member, Tensor)), torch.device("cpu"))

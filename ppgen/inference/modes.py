@@ -1,0 +1,55 @@
+"""The states that evaluation and training put a pair into, and give back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def modules_of(pair: Any) -> list[nn.Module]:
+    """The networks of a pair: itself, or an ordinary object's attributes that are modules."""
+    if isinstance(pair, nn.Module):
+        return [pair]
+    return [value for value in getattr(pair, "__dict__", {}).values() if isinstance(value, nn.Module)]
+
+
+def device_of(pair: Any) -> torch.device:
+    """Where a pair's parameters and buffers are; the CPU for a pair that has none."""
+    for module in modules_of(pair):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's global generators at ``seed`` (or as they are) inside, as they were outside."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def training(pair: Any, mode: bool) -> Iterator[None]:
+    """Train or eval mode inside; every submodule's own mode again outside."""
+    before = [(m, m.training) for module in modules_of(pair) for m in module.modules()]
+    for module in modules_of(pair):
+        module.train(mode)
+    try:
+        yield
+    finally:
+        for m, was in before:
+            m.training = was
+
+
+@contextmanager
+def evaluating(pair: Any, seed: int | None = None) -> Iterator[None]:
+    """Eval mode, no gradients, the generators given back."""
+    with torch.no_grad(), training(pair, False), seeded(seed, device_of(pair)):
+        yield

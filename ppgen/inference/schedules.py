@@ -1,0 +1,109 @@
+"""Schedules of a loss's coefficients: tensors that count their own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Schedule", "unannealed", "warmup"]
+
+
+class Schedule(nn.Module):
+    """A coefficient that rises linearly and then stays, counted in optimisation steps.
+
+    The value is a one-dimensional buffer that is updated in place, so that a compiled step sees it change, and a
+    ``state_dict`` carries it over a resume. Made by :func:`warmup`.
+    """
+
+    value: Tensor
+    count: Tensor
+
+    def __init__(self, start: float, end: float, *, epochs: float | None = None, steps: int | None = None) -> None:
+        super().__init__()
+        self.start, self.end, self.epochs, self.steps = start, end, epochs, steps
+        self.register_buffer("value", torch.tensor([start]))
+        self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        """The coefficient now, shape (1,)."""
+        return self.value
+
+    def bind(self, steps_per_epoch: int) -> None:
+        """Tells a schedule that is stated in epochs how many steps an epoch has."""
+        if self.epochs is not None:
+            self.steps = max(1, round(self.epochs * steps_per_epoch))
+
+    @property
+    def done(self) -> bool:
+        """Whether the coefficient has reached its end."""
+        return self.steps is not None and int(self.count) >= self.steps
+
+    def advance(self) -> None:
+        """Counts one optimisation step."""
+        if self.steps is None:
+            raise ValueError(
+                f"warmup(epochs={self.epochs}) does not know how many steps an epoch has: train with fit, which tells "
+                "it, or state it in steps, warmup(steps=…)."
+            )
+        self.count += 1
+        fraction = min(1.0, int(self.count) / self.steps)
+        self.value.fill_(self.start + fraction * (self.end - self.start))
+
+    def extra_repr(self) -> str:
+        """The course of the schedule."""
+        length = f"{self.epochs} epochs" if self.epochs is not None else f"{self.steps} steps"
+        return f"{self.start} to {self.end} in {length}"
+
+
+def warmup(epochs: float | None = None, *, steps: int | None = None, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """A linear warm-up of a coefficient, for example of the KL term: ``elbo(beta=warmup(100))``.
+
+    References:
+        Ladder Variational Autoencoders (Sønderby et al., 2016), https://arxiv.org/abs/1602.02282
+
+    Args:
+        epochs: how long it takes, in epochs of :func:`fit`; or
+        steps: how long it takes, in optimisation steps.
+        start: the coefficient at the first step.
+        end: the coefficient after the last.
+
+    Raises:
+        ValueError: neither or both lengths are given, or the length is not positive.
+
+    Example:
+        >>> beta = warmup(steps=4)
+        >>> beta.advance()
+        >>> beta()
+        tensor([0.2500])
+    """
+    if (epochs is None) == (steps is None):
+        raise ValueError(
+            f"warmup takes a length in epochs or in steps, one of them: got epochs={epochs}, steps={steps}."
+        )
+    length = epochs if epochs is not None else steps
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
+        raise ValueError(f"warmup: the length must be a positive number of epochs or steps, got {length!r}.")
+    return Schedule(start, end, epochs=epochs, steps=steps)
+
+
+def schedules(loss: Any) -> list[Schedule]:
+    """The schedules that a loss holds: those of any loss that is a module."""
+    return [m for m in loss.modules() if isinstance(m, Schedule)] if isinstance(loss, nn.Module) else []
+
+
+@contextmanager
+def unannealed(loss: Any) -> Iterator[None]:
+    """Every schedule at its end inside, where it was outside: the objective that validation looks at."""
+    found = schedules(loss)
+    before = [s.value.clone() for s in found]
+    for s in found:
+        s.value.fill_(s.end)
+    try:
+        yield
+    finally:
+        for s, value in zip(found, before, strict=True):
+            s.value.copy_(value)

@@ -1,0 +1,149 @@
+"""Stochastic variational inference: one step on any pair, any loss, one torch optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppgen.inference.losses import as_loss, elbo
+from ppgen.inference.modes import evaluating, modules_of, seeded
+from ppgen.inference.schedules import schedules, unannealed
+from ppgen.inference.weights import device_batch, log_prob, run, sites
+from ppgen.pair import Pair
+
+__all__ = ["SVI"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Optimizer:
+    """One fused Adam over everything: Pyro's optimisers keep one per tensor, which costs more than it gives."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+class _KnownParameters(Messenger):
+    """Refuses a ``param`` site that a first run did not show: no optimiser would ever train it."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"] not in self.names:
+            raise ValueError(
+                f"The param site {msg['name']!r} appeared only after the first step, so no optimiser trains it: make "
+                "every pyro.param statement run at the first call."
+            )
+
+
+class SVI:
+    """One optimisation step of a pair on a batch: ``SVI(pair, loss, optimizer).step(*batch) -> loss``.
+
+    Args:
+        pair: anything with ``.model`` and ``.guide``.
+        loss: ``(model, guide, *batch) -> scalar``, one of this library's, or a Pyro ELBO.
+        optimizer: a torch optimiser, or a function of the parameters that makes one; fused Adam at 1e-3 by default.
+
+    Raises:
+        TypeError: the pair, the loss or the optimiser is not one.
+
+    Example:
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> vae = models.VAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64, 4)),
+        ... )
+        >>> loss = SVI(vae).step(torch.zeros(5, 64))
+        >>> loss.shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        loss: Any = None,
+        optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    ) -> None:
+        for name in ("model", "guide"):
+            if not callable(getattr(pair, name, None)):
+                raise TypeError(f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}.")
+        if optimizer is not None and not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
+            raise TypeError(f"optimizer must be a torch optimiser or a function of the parameters, got {optimizer!r}.")
+        self.pair = pair
+        self.loss = as_loss(elbo() if loss is None else loss)
+        self.schedules = schedules(self.loss)
+        self._optimizer = optimizer
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._known = _KnownParameters(set())
+
+    def prepare(self, *batch: Any) -> None:
+        """A first run, which brings lazily made parameters into being, and then the optimiser over all of them."""
+        if self.optimizer is not None:
+            return
+        device = next((b.device for b in batch if isinstance(b, Tensor)), None)
+        with torch.no_grad(), seeded(None, device), poutine.trace(param_only=True) as collected:
+            run(self.pair.model, self.pair.guide, batch)
+        found = {id(p): p for module in modules_of(self.pair) for p in module.parameters() if p.requires_grad}
+        for name, site in collected.trace.nodes.items():
+            self._known.names.add(name)
+            value: Any = site["value"]
+            parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if parameter.requires_grad:
+                found.setdefault(id(parameter), parameter)
+        self.parameters = list(found.values())
+        if not self.parameters:
+            raise ValueError(
+                "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own) "
+                "or pyro.param statements."
+            )
+        if isinstance(self._optimizer, torch.optim.Optimizer):
+            self.optimizer = self._optimizer
+        else:
+            self.optimizer = (self._optimizer or adam)(self.parameters)
+
+    def step(self, *batch: Any) -> Tensor:
+        """One update; the loss of this batch before it, detached.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the parameters are as they were.
+        """
+        batch = device_batch(self.pair, batch)
+        self.prepare(*batch)
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._known:
+            loss = self.loss(self.pair.model, self.pair.guide, *batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(self._explain(loss, batch))
+        loss.backward()
+        self.optimizer.step()
+        for schedule in self.schedules:
+            schedule.advance()
+        return loss.detach()
+
+    def evaluate(self, *batch: Any, seed: int = 0) -> Tensor:
+        """The unannealed loss of a batch, in eval mode, without gradients and with fixed noise."""
+        batch = device_batch(self.pair, batch)
+        with evaluating(self.pair, seed), unannealed(self.loss):
+            return self.loss(self.pair.model, self.pair.guide, *batch)
+
+    def _explain(self, loss: Tensor, batch: Any) -> str:
+        with torch.no_grad():
+            model_trace, guide_trace = run(self.pair.model, self.pair.guide, batch)
+            bad = [
+                f"{where} {name!r}"
+                for where, trace in (("the guide's site", guide_trace), ("the model's site", model_trace))
+                for name, site in sites(trace).items()
+                if not (site["value"].isfinite().all() and log_prob(site).isfinite().all())
+            ]
+        cause = f"first at {bad[0]}" if bad else "at no single site of a fresh draw"
+        return (
+            f"The loss is {loss.item()}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
+            "a scale that collapsed to zero, or data of an unexpected range."
+        )

@@ -1,0 +1,263 @@
+"""The one training loop: anything with ``.step(*batch) -> loss``, over epochs of data."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ppgen.inference.batches import Rows, check_finite, check_support, checked_rows, mean_loss
+from ppgen.inference.losses import elbo
+from ppgen.inference.modes import device_of, modules_of, seeded, training
+from ppgen.inference.svi import SVI, OptimizerFactory
+from ppgen.inference.weights import device_batch, positive_integer
+from ppgen.pair import Pair
+
+__all__ = ["History", "fit", "train"]
+
+
+@dataclass
+class History:
+    """What a training run went through, an entry an epoch; losses in nats per datum.
+
+    Attributes:
+        loss: the mean training loss.
+        validation: the mean validation loss, unannealed; empty without validation data.
+        seconds: the time that each epoch took.
+        best_epoch: the epoch (counted from 0) whose parameters were kept, if early stopping was on.
+        stopped_early: whether training ended before its last epoch.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped_early: bool = False
+
+
+class _Loader:
+    """Any iterable of batches, each checked before its own step."""
+
+    def __init__(self, loader: Iterable[Any], name: str) -> None:
+        self.loader, self.name = loader, name
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # checked where it is made
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for i, batch in enumerate(self.loader):
+            members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+            check_finite(members, f"batch {i} of {self.name}")
+            yield members
+
+
+class _Shuffled:
+    """Rows in batches, in a new order at each pass if there is a generator to draw it from."""
+
+    def __init__(self, rows: Rows, batch_size: int, generator: torch.Generator | None) -> None:
+        self.rows, self.batch_size, self.generator = rows, batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        order = None if self.generator is None else torch.randperm(len(self.rows), generator=self.generator)
+        return self.rows.batches(self.batch_size, order)
+
+
+def _batches(data: Any, batch_size: int, generator: torch.Generator | None, name: str) -> _Loader | _Shuffled:
+    if isinstance(data, DataLoader) or (
+        hasattr(data, "__iter__") and not hasattr(data, "shape") and hasattr(data, "dataset")
+    ):
+        return _Loader(data, name)
+    return _Shuffled(checked_rows(data, name), batch_size, generator)
+
+
+def train(
+    step: Any,
+    data: Any,
+    *,
+    epochs: int,
+    batch_size: int = 100,
+    validation: Any = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> History:
+    """Training of any step: ``step.step(*batch)`` on every batch of every epoch.
+
+    Args:
+        step: an :class:`SVI`, or anything with ``.step(*batch) -> loss``.
+        data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
+        epochs: passes over the data.
+        batch_size: rows of a batch, for data that is not a loader; the last batch of an epoch may be shorter.
+        validation: data whose unannealed loss (``step.evaluate``) is watched, in eval mode and with fixed noise.
+        patience: epochs without a better validation loss after which training stops; it starts when every schedule is
+            at its end. The best parameters are restored.
+        seed: of the order of the data and of the noise; drawn from torch's generator if not given. torch's global
+            generators are given back as they were.
+        progress: whether to show a bar with epoch, loss and time left.
+
+    Raises:
+        TypeError: data of a kind that cannot be read, or a step without ``.evaluate`` where validation needs it.
+        ValueError: empty or non-finite data, a bad number, or patience without validation.
+        FloatingPointError: a loss that is not finite.
+    """
+    positive_integer("epochs", epochs)
+    positive_integer("batch_size", batch_size)
+    if patience is not None:
+        positive_integer("patience", patience)
+        if validation is None:
+            raise ValueError(f"patience={patience} needs validation data to look at: give validation=….")
+    if not callable(getattr(step, "step", None)):
+        raise TypeError(f"train needs something with .step(*batch) -> loss, got {type(step).__name__}.")
+    if validation is not None and not callable(getattr(step, "evaluate", None)):
+        raise TypeError(f"{type(step).__name__} has no .evaluate(*batch), so validation data cannot be used with it.")
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    order = torch.Generator().manual_seed(seed)
+    batches = _batches(data, batch_size, order, "data")
+    watched = None if validation is None else _batches(validation, batch_size, None, "validation")
+    pair = getattr(step, "pair", step)
+    device = device_of(pair)
+    history = History()
+    best, best_state, waited = math.inf, None, 0
+    annealed = getattr(step, "schedules", [])
+    for schedule in annealed:
+        schedule.bind(len(batches))
+    with training(pair, True), seeded(seed, device), _bar(epochs, progress) as report:
+        first = device_batch(pair, next(iter(batches)))
+        if isinstance(batches, _Shuffled) and hasattr(pair, "model") and hasattr(pair, "guide"):
+            order.manual_seed(seed)
+            with seeded(seed, device), training(pair, False):
+                check_support(pair, batches.rows, first)
+        torch.manual_seed(seed)
+        for epoch in range(epochs):
+            began = time.perf_counter()
+            losses = [(step.step(*batch), _rows(batch)) for batch in batches]
+            history.loss.append(mean_loss([(float(v), n) for v, n in losses]))
+            if watched is not None:
+                values = [(float(step.evaluate(*b, seed=i)), _rows(b)) for i, b in enumerate(watched)]
+                history.validation.append(mean_loss(values))
+            history.seconds.append(time.perf_counter() - began)
+            report(history)
+            if patience is None or not all(s.done for s in annealed):
+                continue
+            if history.validation[-1] < best:
+                best, waited, history.best_epoch = history.validation[-1], 0, epoch
+                best_state = [copy.deepcopy(m.state_dict()) for m in modules_of(pair)]
+            else:
+                waited += 1
+                if waited >= patience:
+                    history.stopped_early = True
+                    break
+    if best_state is not None:
+        for module, state in zip(modules_of(pair), best_state, strict=True):
+            module.load_state_dict(state)
+    return history
+
+
+def _rows(batch: tuple[Any, ...]) -> int:
+    return len(batch[0]) if isinstance(batch[0], Tensor) else 1
+
+
+class _bar:
+    """A progress line on a terminal; nothing elsewhere."""
+
+    def __init__(self, epochs: int, show: bool) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("epoch {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (show and console.is_terminal),
+        )
+        self.epochs = epochs
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task("train", total=self.epochs, losses="")
+
+        def report(history: History) -> None:
+            losses = f"loss {history.loss[-1]:.2f}"
+            losses += f", validation {history.validation[-1]:.2f}" if history.validation else ""
+            self.bar.update(task, advance=1, losses=losses)
+
+        return report
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+
+
+def fit(
+    pair: Pair,
+    data: Any,
+    *,
+    loss: Any = None,
+    epochs: int,
+    batch_size: int = 100,
+    validation: Any = None,
+    patience: int | None = None,
+    optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> History:
+    """Stochastic variational inference of any pair: :func:`train` on ``SVI(pair, loss, optimizer)``.
+
+    References:
+        Stochastic Variational Inference (Hoffman et al., 2013), https://arxiv.org/abs/1206.7051
+
+    Args:
+        pair: anything with ``.model`` and ``.guide``.
+        data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
+        loss: ``(model, guide, *batch) -> scalar``: :func:`elbo` (the default), :func:`iwae`, a Pyro ELBO or your own.
+        epochs: passes over the data.
+        batch_size: rows of a batch; the last one of an epoch may be shorter.
+        validation: data whose unannealed loss is watched after each epoch.
+        patience: epochs without a better validation loss after which training stops, the best parameters restored.
+        optimizer: a torch optimiser or a function of the parameters; one fused Adam at 1e-3 by default.
+        seed: of the order of the data and of the noise.
+        device: where to train: ``"auto"`` takes a GPU if there is one. The pair stays there, batches follow it.
+        progress: whether to show a progress bar.
+
+    Raises:
+        TypeError, ValueError: what :func:`train` and :class:`SVI` refuse, and data outside the support of the site
+            that observes it.
+        FloatingPointError: a loss that is not finite; the parameters are those before that step.
+
+    Example:
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> vae = models.VAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64, 4)),
+        ... )
+        >>> history = fit(vae, torch.bernoulli(torch.full((200, 64), 0.5)), epochs=2, seed=0)
+        >>> len(history.loss)
+        2
+    """
+    step = SVI(pair, elbo() if loss is None else loss, optimizer)
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    for module in (*modules_of(pair), *modules_of(step)):
+        module.to(target)
+    return train(
+        step,
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation=validation,
+        patience=patience,
+        seed=seed,
+        progress=progress,
+    )

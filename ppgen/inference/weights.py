@@ -1,0 +1,287 @@
+r"""Per-datum log importance weights of any pair: one estimator, of which everything else is a reading.
+
+Their mean is the ELBO, their log-mean-exp the IWAE bound and the importance-sampled log-likelihood, their tail
+gives k-hat, their spread the effective sample size and the standard error.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppgen.inference.modes import device_of, seeded
+from ppgen.pair import Pair
+
+__all__ = ["log_weights"]
+
+PARTICLES = "num_particles_vectorized"
+Program = Callable[..., Any]
+
+
+class Structure(NamedTuple):
+    """What a first run shows of a pair."""
+
+    nesting: int  # how many plate axes the pair itself uses
+    full_size: int | None  # of the data plate, before subsampling; None where no site lies on axis −1
+    random: bool  # whether the guide draws anything
+    enumerated: bool  # whether a site asks to be enumerated
+
+
+def sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample sites that carry a density: neither subsample indices nor deterministic values."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+    }
+
+
+def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
+    """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
+    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
+
+
+def run(
+    model: Program,
+    guide: Program,
+    batch: Sequence[Any],
+    *,
+    num_particles: int | None = None,
+    nesting: int = 0,
+    enumerate_model: bool = False,
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the model and the guide, the model replayed on what the guide drew.
+
+    Particles sit on axis −1 − nesting, enumerated sites of the model left of them.
+    """
+    with ExitStack() as stack:
+        if num_particles is not None:
+            stack.enter_context(pyro.plate(PARTICLES, num_particles, dim=-1 - nesting))
+        guide_trace = poutine.trace(guide).get_trace(*batch)
+    replayed = poutine.replay(model, trace=guide_trace)
+    with ExitStack() as stack:
+        if enumerate_model:
+            stack.enter_context(EnumMessenger(first_available_dim=-2 - nesting))
+        if num_particles is not None:
+            stack.enter_context(pyro.plate(PARTICLES, num_particles, dim=-1 - nesting))
+        model_trace = poutine.trace(replayed).get_trace(*batch)
+    return model_trace, guide_trace
+
+
+def frame_of_data(site: Any) -> Any | None:
+    """The plate frame on axis −1 that a site stands in, if any."""
+    return next((f for f in site["cond_indep_stack"] if f.dim == -1), None)
+
+
+def measure(model: Program, guide: Program, *batch: Any) -> Structure:
+    """A first run of a pair, with the generators given back."""
+    with torch.no_grad(), seeded(None, _device(batch)):
+        model_trace, guide_trace = run(model, guide, batch)
+    found = [*sites(model_trace).values(), *sites(guide_trace).values()]
+    dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
+    frames = [f for site in found if (f := frame_of_data(site)) is not None]
+    return Structure(
+        nesting=-min(dims, default=0),
+        full_size=max((f.full_size or f.size for f in frames), default=None),
+        random=bool(sites(guide_trace)),
+        enumerated=any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"]),
+    )
+
+
+def _device(batch: Sequence[Any]) -> torch.device | None:
+    return next((member.device for member in batch if isinstance(member, Tensor)), None)
+
+
+def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
+    """The number of data, once it is sure that every site can be weighed per datum.
+
+    Raises:
+        ValueError: a latent that nobody proposes, a guide's site that the model lacks, a site outside the data plate,
+            plates of different lengths, or a model that observes nothing.
+    """
+    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+    latents = [n for n, s in model_sites.items() if not s["is_observed"]]
+    if unknown := [n for n in from_prior if n not in latents]:
+        raise ValueError(f"from_prior names {unknown}, but the latent sites of the model are {latents}.")
+    left_out = [
+        n
+        for n in latents
+        if n not in guide_sites and n not in from_prior and model_sites[n]["infer"].get("_enumerate_dim") is None
+    ]
+    if left_out:
+        raise ValueError(
+            f"The model draws {left_out} and the guide does not: without a proposal these latents cannot be weighed. "
+            f"Sample them in the guide, mark discrete ones infer={{'enumerate': 'parallel'}} so that they are summed "
+            f"out, or name them in from_prior={left_out} so that the prior proposes them."
+        )
+    foreign = [n for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("is_auxiliary")]
+    if foreign:
+        raise ValueError(
+            f"The guide draws {foreign}, which the model does not have (its latents are {latents}): give the sites of "
+            "model and guide the same names, or mark the guide's own infer={'is_auxiliary': True}."
+        )
+    if not any(s["is_observed"] for s in model_sites.values()):
+        raise ValueError("The model observes nothing: give one of its sample sites obs=… from the batch.")
+    sizes: dict[str, int] = {}
+    for where, found in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in found.items():
+            if (frame := frame_of_data(site)) is None:
+                kind = "observed" if site["is_observed"] else "latent"
+                raise ValueError(
+                    f"The {where}'s {kind} site {name!r} has no per-datum axis: it is outside every plate on axis −1, "
+                    "so its weight belongs to no single datum. Open pyro.plate('data', len(x)) around it"
+                    + (" (a latent shared by all data has no per-datum likelihood)." if kind == "latent" else ".")
+                )
+            sizes[name] = frame.size
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"The plates on axis −1 differ in length: {sizes}. The data plate must be the innermost, on axis −1, and "
+            "every other plate left of it."
+        )
+    return next(iter(sizes.values()))
+
+
+def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
+    """A site's log-probability summed over every plate but particles and data: shape (S, N)."""
+    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)
+    if nesting > 1:
+        value = value.sum(tuple(range(-nesting, -1)))
+    return value.expand(num_particles, num_data)
+
+
+def _enumerated(
+    trace: poutine.Trace, names: Sequence[str], nesting: int, shape: tuple[int, int]
+) -> tuple[Tensor, set[str]]:
+    """Log Σ over the enumerated sites, per particle and datum, and the names of the sites that went into it.
+
+    Plates inside the data plate are respected: a discrete site in such a plate is summed out before the product over
+    the plate is taken.
+    """
+    trace.symbolize_dims()
+    found = {name: site for name, site in sites(trace).items() if name in names}
+    sum_dims = {s["infer"]["_enumerate_symbol"] for s in found.values() if s["infer"].get("_enumerate_dim") is not None}
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    used: set[str] = set()
+    sizes: dict[str, int] = {}
+    for name, site in found.items():
+        term = packed.pack(log_prob(site), site["infer"]["_dim_to_symbol"])
+        if sum_dims.isdisjoint(term._pyro_dims):
+            continue
+        ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        factors.setdefault(ordinal, []).append(term)
+        sizes.update(zip(term._pyro_dims, term.shape, strict=True))
+        used.add(name)
+    target = frozenset(s for s, dim in trace.symbol_to_dim.items() if s in sizes and dim in (-1, -1 - nesting))
+    total = contract_to_tensor(factors, sum_dims, target_ordinal=target, ring=LogRing(dim_to_size=sizes))
+    return per_datum(packed.unpack(total, trace.symbol_to_dim), nesting, *shape), used
+
+
+class Weighted(NamedTuple):
+    """Log weights of shape (S, N), and the guide's log-density of what has no reparameterised sampler."""
+
+    log_weights: Tensor
+    score: Tensor | None
+
+
+def weigh(
+    model: Program,
+    guide: Program,
+    batch: Sequence[Any],
+    num_samples: int,
+    structure: Structure,
+    from_prior: Sequence[str] = (),
+) -> Weighted:
+    """The log weights of a pair whose structure is known, with gradients."""
+    nesting = structure.nesting
+    # Without anything random every sample would be the same: one is computed, and stands for all.
+    particles = num_samples if structure.random or from_prior else 1
+    model_trace, guide_trace = run(
+        model, guide, batch, num_particles=particles, nesting=nesting, enumerate_model=structure.enumerated
+    )
+    num_data = check(model_trace, guide_trace, from_prior)
+    shape = (particles, num_data)
+    guide_sites = sites(guide_trace)
+    pending = {name: site for name, site in sites(model_trace).items() if name not in from_prior}
+    total: Tensor | float = 0.0
+    if any(site["infer"].get("_enumerate_dim") is not None for n, site in pending.items() if n not in guide_sites):
+        total, used = _enumerated(model_trace, list(pending), nesting, shape)
+        pending = {name: site for name, site in pending.items() if name not in used}
+    for site in pending.values():
+        total = total + per_datum(log_prob(site), nesting, *shape)
+    score: Tensor | None = None
+    for site in guide_sites.values():
+        log_q = per_datum(log_prob(site), nesting, *shape)
+        total = total - log_q
+        if not site["is_observed"] and not site["fn"].has_rsample:
+            score = log_q if score is None else score + log_q
+    assert isinstance(total, Tensor)
+    return Weighted(total.expand(num_samples, num_data), score)
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """A count that a user gave, checked."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+    return value
+
+
+def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[str] = ()) -> Tensor:
+    r"""Log importance weights of a pair, per sample and datum.
+
+    .. math:: \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \qquad z_{sn} \sim q(z \mid x_n)
+
+    Right for any pair: masks (``poutine.mask``) are applied, a plate's subsampling scale is not; discrete sites of the
+    model that are marked for enumeration are summed out exactly, inside whatever plates they stand in. Noise comes
+    from torch's global generator and gradients flow: this is the raw material. For an estimate with errors see
+    :func:`log_likelihood`.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+
+    Args:
+        pair: anything with ``.model`` and ``.guide``, each datum on axis −1 of one plate.
+        batch: what the pair is called with; the data axis first.
+        num_samples: S, the number of draws per datum.
+        from_prior: latents of the model that the guide leaves to the prior.
+
+    Shape:
+        (S, N), in nats.
+
+    Raises:
+        ValueError: a latent that nobody proposes, a site of the guide that the model lacks, no per-datum axis, a model
+            without an observation, or a number of samples that is not a positive whole number.
+
+    Example:
+        >>> import ppgen
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> vae = models.VAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64, 4)),
+        ... )
+        >>> log_weights(vae, torch.zeros(5, 64), num_samples=7).shape
+        torch.Size([7, 5])
+    """
+    positive_integer("num_samples", num_samples)
+    structure = measure(pair.model, pair.guide, *batch)
+    return weigh(pair.model, pair.guide, batch, num_samples, structure, from_prior).log_weights
+
+
+def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch moved to where the pair is."""
+    device = device_of(pair)
+    return tuple(member.to(device) if isinstance(member, Tensor) else member for member in batch)

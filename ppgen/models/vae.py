@@ -1,0 +1,71 @@
+"""The variational autoencoder, conditional when the batch has more than one member."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ppgen.pair import data_plate, expose_parameters, sample
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    r"""A variational autoencoder of three parts, conditional where the batch is ``(x, y)``.
+
+    .. math::
+        z \sim p(z \mid y), \qquad x \sim p(x \mid z, y), \qquad \text{guide } q(z \mid x, y)
+
+    Any prior goes with any decoder and any posterior: each is a module whose ``forward(*context)`` returns a
+    distribution. An unconditional prior ignores ``y``.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        Learning Structured Output Representation using Deep Conditional Generative Models
+        (Sohn, Lee & Yan, 2015), https://papers.nips.cc/paper/5775
+
+    Args:
+        prior: called as ``prior(*y)``; the distribution of the latent site ``z``.
+        decoder: called as ``decoder(z, *y)``; the distribution of the observed site ``x``.
+        posterior: called as ``posterior(x, *y)``; the guide's distribution of ``z``.
+
+    Shape:
+        ``x``: (N, *event), ``y``: (N, ...), ``z``: (N, latent_dim); a particle axis may stand before N.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import decoders, nn, posteriors, priors
+        >>> vae = VAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2, 16, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64, 16, 4)),
+        ... )
+        >>> vae.model(torch.zeros(5, 64)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module) -> None:
+        super().__init__()
+        for name, part in (("prior", prior), ("decoder", decoder), ("posterior", posterior)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(
+                    f"VAE: {name} must be a module whose forward(*context) returns a distribution, "
+                    f"got {type(part).__name__}."
+                )
+        self.prior = prior
+        self.decoder = decoder
+        self.posterior = posterior
+
+    def model(self, x: Tensor | None = None, *y: Any) -> Tensor:
+        """p(z | y) p(x | z, y). With neither ``x`` nor ``y``: one draw for each plate that is open."""
+        expose_parameters(self)
+        with data_plate(x, *y):
+            z = sample("z", self.prior(*y))
+            return sample("x", self.decoder(z, *y), obs=x)
+
+    def guide(self, x: Tensor, *y: Any) -> Tensor:
+        """q(z | x, y)."""
+        expose_parameters(self)
+        with data_plate(x, *y):
+            return sample("z", self.posterior(x, *y))

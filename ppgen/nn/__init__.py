@@ -1,0 +1,7 @@
+"""Networks: pure torch, from one event shape to another; they know no distribution."""
+
+from .gated import GatedLinear, GatedMLP
+from .mlp import MLP
+from .shapes import as_shape, batched, check_event, concat, feed
+
+__all__ = ["MLP", "GatedLinear", "GatedMLP", "as_shape", "batched", "check_event", "concat", "feed"]
