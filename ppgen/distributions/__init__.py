@@ -1,6 +1,7 @@
-"""Distributions that torch and Pyro lack."""
+"""Distributions that torch and Pyro lack, or have in a form that does not scale."""
 
 from .flow import AffineFlow, NormalizingFlow
+from .gaussian import LOG_SCALE_RANGE, diagonal_normal
 from .mixture import Mixture
 
-__all__ = ["AffineFlow", "Mixture", "NormalizingFlow"]
+__all__ = ["LOG_SCALE_RANGE", "AffineFlow", "Mixture", "NormalizingFlow", "diagonal_normal"]

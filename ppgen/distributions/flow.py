@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from ._zuko import zuko as _zuko  # gives every transform call_and_ladj
+from ppgen.nn.shapes import positive_integer
+
+from ._zuko import zuko
 
 
 class NormalizingFlow(TorchDistribution):
@@ -44,11 +47,11 @@ class NormalizingFlow(TorchDistribution):
         (torch.Size([5, 2, 3]), torch.Size([5, 2]))
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, base: Distribution, transform: Transform, validate_args: bool | None = None) -> None:
         self.base = base
-        self.transform = transform
+        self.transform: Any = transform  # zuko gives every transform a method call_and_ladj
         self._drawn: dict[str, Any] = {}
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
@@ -62,16 +65,16 @@ class NormalizingFlow(TorchDistribution):
         extra = self.event_dim - codomain.event_dim
         return constraints.independent(codomain, extra) if extra > 0 else codomain
 
-    def expand(self, batch_shape: torch.Size, _instance: Distribution | None = None) -> NormalizingFlow:
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> NormalizingFlow:
         new = type(self)(self.base.expand(torch.Size(batch_shape)), self.transform, validate_args=False)
         new._validate_args = self._validate_args
         new._drawn = self._drawn
         return new
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._push(self.base.rsample(torch.Size(sample_shape)))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
             return self._push(self.base.sample(torch.Size(sample_shape)))
 
@@ -118,3 +121,21 @@ class AffineFlow(NormalizingFlow):
     @property
     def mean(self) -> Tensor:
         return self.transform(self.base.mean)
+
+
+def autoregressive(features: int, context_dim: int, num_transforms: int, hidden: Sequence[int]) -> nn.Module:
+    r"""Affine autoregressive transforms (zuko's) of which each takes the features in the order opposite to the last.
+
+    The module takes a context (\*, context_dim), or nothing if that is 0, and returns a transform that is one pass of
+    its masked networks forwards, and ``features`` passes for each of its steps backwards. A posterior samples forwards
+    (inverse autoregressive flow), a prior scores forwards (masked autoregressive flow).
+    """
+    order = torch.arange(positive_integer("features", features))
+    return zuko.lazy.LazyComposedTransform(
+        *(
+            zuko.flows.MaskedAutoregressiveTransform(
+                features, context_dim, order=order if t % 2 == 0 else order.flip(0), hidden_features=tuple(hidden)
+            )
+            for t in range(positive_integer("num_transforms", num_transforms))
+        )
+    )

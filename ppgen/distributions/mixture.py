@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -54,7 +55,7 @@ class Mixture(TorchDistribution):
         (torch.Size([250, 100, 40]), torch.Size([40]))
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real_vector}
 
     def __init__(self, logits: Tensor, components: Distribution, validate_args: bool | None = None) -> None:
         if components.batch_shape[-1:] != logits.shape[-1:] or not logits.dim():
@@ -73,14 +74,14 @@ class Mixture(TorchDistribution):
         return self.logits.shape[-1]
 
     @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint | None:
         return self.components.support
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # torch declares a class attribute
         return self._diagonal() is not None
 
-    def expand(self, batch_shape: torch.Size, _instance: Distribution | None = None) -> Mixture:
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Mixture:
         new = Mixture(self.logits, self.components, validate_args=False)  # parameters keep their shape
         new._validate_args = self._validate_args
         new._batch_shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
@@ -119,7 +120,7 @@ class Mixture(TorchDistribution):
         rows = value.expand(*lead, *self.event_shape).reshape(-1, *own, *self.event_shape)
         return torch.cat([score(block) for block in rows.split(self._block(own, width))]).reshape(lead)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
             lead = torch.Size(sample_shape) + self.batch_shape
             index = self._sample_index(lead)
@@ -133,7 +134,7 @@ class Mixture(TorchDistribution):
                 return torch.normal(loc, scale)
             # All components are drawn, block by block, and the chosen one kept.
             own = lead[len(lead) - self._own_dim :]
-            components = self.components.expand(own + (self.num_components,))
+            components = self.components.expand((*own, self.num_components))
             index = index.reshape(-1, *own)
             blocks = []
             for chosen in index.split(self._block(own, self.event_shape.numel())):
@@ -143,7 +144,7 @@ class Mixture(TorchDistribution):
                 blocks.append(draws.gather(1 + len(own), chosen).squeeze(1 + len(own)))
             return torch.cat(blocks).reshape(*lead, *self.event_shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         diagonal = self._diagonal()
         if diagonal is None:
             raise NotImplementedError("Only mixtures of diagonal Gaussians are reparameterised; use sample().")
@@ -162,9 +163,9 @@ class Mixture(TorchDistribution):
         return max(1, BLOCK // max(1, own.numel() * self.num_components * width))
 
     def _diagonal(self) -> Normal | None:
-        """The components as a ``Normal`` with batch shape (\\*, K, D), if that is what they are."""
+        r"""The components as a ``Normal`` with batch shape (\*, K, D), if that is what they are."""
         c = self.components
-        if isinstance(c, Independent) and c.event_dim == 1 and isinstance(c.base_dist, Normal):
+        if isinstance(c, Independent) and len(c.event_shape) == 1 and isinstance(c.base_dist, Normal):
             return c.base_dist
         return None
 

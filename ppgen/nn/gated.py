@@ -24,6 +24,7 @@ class GatedLinear(nn.Module):
         (\*, in_features) to (\*, out_features).
 
     Example:
+        >>> import torch
         >>> GatedLinear(784, 300)(torch.zeros(100, 784)).shape
         torch.Size([100, 300])
     """
@@ -60,6 +61,7 @@ class GatedMLP(MLP):
         ValueError: no output shape is given, a size is not positive, or an input's event has another shape.
 
     Example:
+        >>> import torch
         >>> GatedMLP((1, 28, 28), 300, 300, 80)(torch.zeros(100, 1, 28, 28)).shape
         torch.Size([100, 80])
     """

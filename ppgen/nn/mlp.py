@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class MLP(nn.Module):
         ValueError: no output shape is given, a size is not positive, or an input's event has another shape.
 
     Example:
+        >>> import torch
         >>> net = MLP((1, 28, 28), 300, 300, 80)
         >>> net(torch.zeros(5, 100, 1, 28, 28)).shape
         torch.Size([5, 100, 80])
@@ -69,7 +71,7 @@ class MLP(nn.Module):
         self.levels = levels
         hidden = [prod(as_shape(size, "a hidden width")) for size in sizes[:-1]]
         widths = [prod(self.in_shape) + context_dim, *hidden]
-        self.hidden = nn.Sequential(*(layer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.hidden = nn.Sequential(*(layer(a, b) for a, b in pairwise(widths)))
         self.output = nn.Linear(widths[-1], prod(self.out_shape))
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:

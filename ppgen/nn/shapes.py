@@ -156,3 +156,10 @@ def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     if not x.is_floating_point():
         x = x.to(dtype)
     return x if levels is None else x * (2 / (levels - 1)) - 1
+
+
+def positive_integer(name: str, value: object) -> int:
+    """The value, if it is a whole number of at least 1; otherwise a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+    return value

@@ -1,0 +1,84 @@
+"""Posteriors whose flow is a network of its own, which the encoder's context enters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ppgen.distributions import LOG_SCALE_RANGE, NormalizingFlow, diagonal_normal
+from ppgen.distributions.flow import autoregressive
+from ppgen.nn import feed
+from ppgen.nn.shapes import positive_integer
+
+from .outputs import check_width, split
+
+
+class IAF(nn.Module):
+    r"""Inverse autoregressive flow: a diagonal Gaussian pushed through T affine autoregressive steps.
+
+    .. math::
+        z^{(0)} = \mu + \sigma \odot \epsilon, \qquad
+        z^{(t)}_i = a_i\bigl(z^{(t-1)}_{<i}, h\bigr) z^{(t-1)}_i + b_i\bigl(z^{(t-1)}_{<i}, h\bigr)
+
+    The network gives μ, log σ and a context h that enters every step; the order of the coordinates is reversed from
+    step to step. A sample and its score take one pass; a value drawn elsewhere takes as many passes as there are
+    dimensions, so it serves as the component of no VampPrior. The masked networks are zuko's.
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+        https://arxiv.org/abs/1606.04934
+
+    Args:
+        net: gives μ, log σ and h, 2 · latent_dim + context_dim outputs.
+        latent_dim: d.
+        context_dim: width of h.
+        num_transforms: T.
+        hidden: widths of the hidden layers of each step's masked network.
+        log_scale_range: where log σ is clamped to.
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: a network of another width.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import nn
+        >>> q = IAF(nn.MLP(64, IAF.num_outputs(8, context_dim=16)), 8, context_dim=16)
+        >>> q(torch.zeros(5, 64)).event_shape
+        torch.Size([8])
+    """
+
+    scores_foreign_values = False
+
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_dim: int,
+        *,
+        context_dim: int = 64,
+        num_transforms: int = 2,
+        hidden: Sequence[int] = (128,),
+        log_scale_range: tuple[float, float] = LOG_SCALE_RANGE,
+    ) -> None:
+        super().__init__()
+        needed = self.num_outputs(latent_dim, context_dim=context_dim)
+        check_width(f"IAF of latent_dim {latent_dim} with context_dim {context_dim}", net, needed)
+        self.net = net
+        self.latent_dim = latent_dim
+        self.context_dim = context_dim
+        self.log_scale_range = log_scale_range
+        self.transform = autoregressive(latent_dim, context_dim, num_transforms, hidden)
+
+    @staticmethod
+    def num_outputs(latent_dim: int, *, context_dim: int = 64) -> int:
+        """How many outputs the network must have: 2 · latent_dim + context_dim."""
+        return 2 * positive_integer("latent_dim", latent_dim) + positive_integer("context_dim", context_dim)
+
+    def forward(self, *context: Tensor) -> Distribution:
+        d = self.latent_dim
+        loc, log_scale, h = split("IAF", feed(self.net, *context), d, d, self.context_dim)
+        return NormalizingFlow(diagonal_normal(loc, log_scale, self.log_scale_range), self.transform(h))

@@ -1,0 +1,185 @@
+"""Gaussian posteriors: diagonal, full and reflected covariances."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms.householder import ConditionedHouseholder
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, diagonal_normal
+from ppgen.nn import feed
+from ppgen.nn.shapes import positive_integer
+
+from .outputs import check_width, split
+
+
+class DiagNormal(nn.Module):
+    r"""Gaussian with a diagonal covariance.
+
+    .. math:: q(z \mid x) = \mathcal{N}\bigl(z; \mu(x), \mathrm{diag}(\sigma^2(x))\bigr)
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Args:
+        net: gives the means and the log standard deviations, 2 · latent_dim outputs.
+        log_scale_range: where log σ is clamped to; the VampPrior paper has log σ² in [−6, 2], which is (−3, 1).
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: an odd number of outputs.
+
+    Example:
+        >>> from ppgen import nn
+        >>> DiagNormal(nn.MLP(784, 300, 80))(torch.zeros(5, 784)).event_shape
+        torch.Size([40])
+    """
+
+    scores_foreign_values = True
+
+    def __init__(self, net: nn.Module, *, log_scale_range: tuple[float, float] = LOG_SCALE_RANGE) -> None:
+        super().__init__()
+        out_shape = getattr(net, "out_shape", None)
+        if out_shape is not None and (len(out_shape) != 1 or out_shape[0] % 2):
+            raise ValueError(
+                f"DiagNormal needs a network with 2 · latent_dim outputs, but net.out_shape is {tuple(out_shape)}."
+            )
+        self.net = net
+        self.latent_dim = None if out_shape is None else out_shape[0] // 2
+        self.log_scale_range = log_scale_range
+
+    @staticmethod
+    def num_outputs(latent_dim: int) -> int:
+        """How many outputs the network must have: 2 · latent_dim."""
+        return 2 * positive_integer("latent_dim", latent_dim)
+
+    def forward(self, *context: Tensor) -> Distribution:
+        outputs = feed(self.net, *context)
+        if outputs.shape[-1] % 2:
+            raise ValueError(
+                f"DiagNormal needs a network with 2 · latent_dim outputs, and this one gave {outputs.shape[-1]}."
+            )
+        loc, log_scale = outputs.chunk(2, -1)
+        return diagonal_normal(loc, log_scale, self.log_scale_range)
+
+
+class FullNormal(nn.Module):
+    r"""Gaussian with a full covariance, through its Cholesky factor.
+
+    .. math:: q(z \mid x) = \mathcal{N}\bigl(z; \mu(x), L(x) L(x)^\top\bigr)
+
+    References:
+        Gaussian Kullback-Leibler Approximate Inference (Challis and Barber, 2013),
+        https://jmlr.org/papers/v14/challis13a.html
+
+    Args:
+        net: gives the mean, the log diagonal of L and what is below it, d + d(d + 1)/2 outputs.
+        latent_dim: d.
+        log_scale_range: where the log diagonal of L is clamped to.
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: a network of another width.
+
+    Example:
+        >>> from ppgen import nn
+        >>> q = FullNormal(nn.MLP(64, FullNormal.num_outputs(8)), 8)
+        >>> q(torch.zeros(5, 64)).batch_shape
+        torch.Size([5])
+    """
+
+    scores_foreign_values = True
+    below: Tensor
+
+    def __init__(
+        self, net: nn.Module, latent_dim: int, *, log_scale_range: tuple[float, float] = LOG_SCALE_RANGE
+    ) -> None:
+        super().__init__()
+        check_width(f"FullNormal of latent_dim {latent_dim}", net, self.num_outputs(latent_dim))
+        self.net = net
+        self.latent_dim = latent_dim
+        self.log_scale_range = log_scale_range
+        self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+
+    @staticmethod
+    def num_outputs(latent_dim: int) -> int:
+        """How many outputs the network must have: d + d(d + 1)/2."""
+        d = positive_integer("latent_dim", latent_dim)
+        return d + d * (d + 1) // 2
+
+    def forward(self, *context: Tensor) -> Distribution:
+        d = self.latent_dim
+        loc, log_diagonal, lower = split("FullNormal", feed(self.net, *context), d, d, d * (d - 1) // 2)
+        factor = torch.diag_embed(log_diagonal.clamp(*self.log_scale_range).exp())
+        factor[..., self.below[0], self.below[1]] = lower
+        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False)
+
+
+class Householder(nn.Module):
+    r"""Diagonal Gaussian turned by T Householder reflections.
+
+    A full covariance from few numbers, with no change of volume:
+
+    .. math::
+        z = H_T \cdots H_1 (\mu + \sigma \odot \epsilon), \qquad
+        H_t = I - 2 \frac{v_t v_t^\top}{\lVert v_t \rVert^2}, \qquad v_t = v_t(x)
+
+    The reflections are Pyro's.
+
+    References:
+        Improving Variational Auto-Encoders using Householder Flow (Tomczak and Welling, 2016),
+        https://arxiv.org/abs/1611.09630
+
+    Args:
+        net: gives μ, log σ and the T vectors, (2 + T) · latent_dim outputs.
+        latent_dim: d.
+        num_reflections: T.
+        log_scale_range: where log σ is clamped to.
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: a network of another width.
+
+    Example:
+        >>> from ppgen import nn
+        >>> q = Householder(nn.MLP(64, Householder.num_outputs(8, num_reflections=4)), 8, num_reflections=4)
+        >>> q(torch.zeros(5, 64)).event_shape
+        torch.Size([8])
+    """
+
+    scores_foreign_values = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_dim: int,
+        *,
+        num_reflections: int = 10,
+        log_scale_range: tuple[float, float] = LOG_SCALE_RANGE,
+    ) -> None:
+        super().__init__()
+        needed = self.num_outputs(latent_dim, num_reflections=num_reflections)
+        check_width(f"Householder of latent_dim {latent_dim} with {num_reflections} reflections", net, needed)
+        self.net = net
+        self.latent_dim = latent_dim
+        self.num_reflections = num_reflections
+        self.log_scale_range = log_scale_range
+
+    @staticmethod
+    def num_outputs(latent_dim: int, *, num_reflections: int = 10) -> int:
+        """How many outputs the network must have: (2 + T) · latent_dim."""
+        return (2 + positive_integer("num_reflections", num_reflections)) * positive_integer("latent_dim", latent_dim)
+
+    def forward(self, *context: Tensor) -> Distribution:
+        d, count = self.latent_dim, self.num_reflections
+        loc, log_scale, vectors = split("Householder", feed(self.net, *context), d, d, d * count)
+        base = diagonal_normal(loc, log_scale, self.log_scale_range)
+        return AffineFlow(base, ConditionedHouseholder(vectors.unflatten(-1, (count, d))))
