@@ -1,5 +1,6 @@
 """Training and evaluation of any pair: this package sees ``.model`` and ``.guide`` and nothing else."""
 
+from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
 from ppgen.inference.predict import decode, encode, reconstruct, sample
@@ -12,11 +13,13 @@ __all__ = [
     "SVI",
     "Estimate",
     "History",
+    "LatentReport",
     "decode",
     "elbo",
     "encode",
     "fit",
     "iwae",
+    "latent_report",
     "log_likelihood",
     "log_weights",
     "reconstruct",

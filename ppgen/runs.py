@@ -1,0 +1,96 @@
+"""A run on disk: a folder from which its model can be built again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+
+import ppgen
+from ppgen.catalogue import Recipe
+from ppgen.inference import History
+from ppgen.models import VAE
+
+__all__ = ["load_run", "save_run", "write_json"]
+
+SCHEMA = 1
+
+
+def _replace(path: Path, write: Callable[[str], None]) -> None:
+    """Writes a file whole or not at all: to a temporary name, synced, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    text = json.dumps(value, indent=2) + "\n"
+
+    def write(temporary: str) -> None:
+        Path(temporary).write_text(text)
+
+    _replace(path, write)
+
+
+def save_run(
+    folder: Path, pair: VAE, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any], history: History
+) -> None:
+    """Writes a run: ``config.json``, ``model.safetensors`` and ``history.json``.
+
+    Args:
+        folder: made if it is not there.
+        pair: the trained model.
+        recipe: what it was built from.
+        data: name, binarisation and split of its data.
+        training: the settings of its training.
+        history: its losses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "model.safetensors", lambda temporary: save_model(pair, temporary))
+    write_json(folder / "history.json", asdict(history))
+    config = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": recipe.settings(), "data": data}
+    write_json(folder / "config.json", {**config, "training": training})
+
+
+def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
+    """A run's model, in eval mode, and its configuration. Nothing in the folder is executed.
+
+    Raises:
+        FileNotFoundError: the folder is not a run.
+        ValueError: a file of it is damaged, or of a newer version.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a run: it has no {name}. `ppgen train` makes one.")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        schema, settings = config["schema"], dict(config["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not a run's configuration: {error!r}.") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{folder / 'config.json'} has schema {schema!r}; this version reads {SCHEMA}. Update ppgen.")
+    if unknown := set(settings) - set(Recipe.__dataclass_fields__):
+        raise ValueError(f"{folder / 'config.json'}: unknown settings {sorted(unknown)} in its recipe.")
+    pair = Recipe(**settings).build()
+    try:
+        load_model(pair, folder / "model.safetensors")
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{folder / 'model.safetensors'} does not hold the parameters of this run: {first}") from error
+    return pair.eval(), config
