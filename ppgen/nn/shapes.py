@@ -18,7 +18,7 @@ def as_shape(shape: Shape, name: str = "shape") -> tuple[int, ...]:
         >>> as_shape(784), as_shape((1, 28, 28))
         ((784,), (1, 28, 28))
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(
             f"{name} is {shape!r}, but an event shape is a positive integer (a vector) or a tuple of positive "

@@ -25,15 +25,17 @@ class DiagNormal(nn.Module):
 
     Args:
         net: gives the means and the log standard deviations, 2 · latent_dim outputs.
+        latent_dim: number of coordinates of z; by default half of the network's outputs.
         log_scale_range: where log σ is clamped to; the VampPrior paper has log σ² in [−6, 2], which is (−3, 1).
 
     Shape:
         batch: leading axes of the context, event: (latent_dim,).
 
     Raises:
-        ValueError: an odd number of outputs.
+        ValueError: an odd number of outputs, or another than 2 · latent_dim.
 
     Example:
+        >>> import torch
         >>> from ppgen import nn
         >>> DiagNormal(nn.MLP(784, 300, 80))(torch.zeros(5, 784)).event_shape
         torch.Size([40])
@@ -41,15 +43,20 @@ class DiagNormal(nn.Module):
 
     scores_foreign_values = True
 
-    def __init__(self, net: nn.Module, *, log_scale_range: tuple[float, float] = LOG_SCALE_RANGE) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_dim: int | None = None,
+        *,
+        log_scale_range: tuple[float, float] = LOG_SCALE_RANGE,
+    ) -> None:
         super().__init__()
-        out_shape = getattr(net, "out_shape", None)
-        if out_shape is not None and (len(out_shape) != 1 or out_shape[0] % 2):
-            raise ValueError(
-                f"DiagNormal needs a network with 2 · latent_dim outputs, but net.out_shape is {tuple(out_shape)}."
-            )
+        if latent_dim is None and (out_shape := getattr(net, "out_shape", None)) is not None:
+            latent_dim = max(1, out_shape[0] // 2)
+        if latent_dim is not None:
+            check_width(f"DiagNormal of latent_dim {latent_dim}", net, self.num_outputs(latent_dim))
         self.net = net
-        self.latent_dim = None if out_shape is None else out_shape[0] // 2
+        self.latent_dim = latent_dim
         self.log_scale_range = log_scale_range
 
     @staticmethod
@@ -59,11 +66,8 @@ class DiagNormal(nn.Module):
 
     def forward(self, *context: Tensor) -> Distribution:
         outputs = feed(self.net, *context)
-        if outputs.shape[-1] % 2:
-            raise ValueError(
-                f"DiagNormal needs a network with 2 · latent_dim outputs, and this one gave {outputs.shape[-1]}."
-            )
-        loc, log_scale = outputs.chunk(2, -1)
+        d = self.latent_dim or max(1, outputs.shape[-1] // 2)
+        loc, log_scale = split("DiagNormal", outputs, d, d)
         return diagonal_normal(loc, log_scale, self.log_scale_range)
 
 

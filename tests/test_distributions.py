@@ -1,0 +1,195 @@
+"""Mixtures and flows against torch's own, closed forms and quadrature."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
+
+from ppgen import distributions
+from ppgen.distributions import AffineFlow, Mixture, NormalizingFlow
+
+
+def gaussians(*batch, d, dtype=torch.float32, requires_grad=False):
+    loc = torch.randn(*batch, d, dtype=dtype).requires_grad_(requires_grad)
+    log_scale = (0.3 * torch.randn(*batch, d, dtype=dtype)).requires_grad_(requires_grad)
+    return loc, log_scale
+
+
+def direct(logits, components, value):
+    """The textbook formula, through a tensor of values x components x dimensions."""
+    log_prob = components.log_prob(value.unsqueeze(-2))
+    return (logits.log_softmax(-1) + log_prob).logsumexp(-1)
+
+
+@pytest.mark.parametrize("own", [(), (4,), (3, 1)], ids=str)
+@pytest.mark.parametrize("lead", [(), (4,), (3, 4), (5, 3, 4)], ids=str)
+@pytest.mark.parametrize("full", [False, True])
+def test_mixture_scores_like_the_textbook_formula(own, lead, full, monkeypatch):
+    torch.manual_seed(0)
+    loc, log_scale = gaussians(*own, 7, d=3)
+    logits = torch.randn(7)
+    if full:
+        components = MultivariateNormal(
+            loc, scale_tril=torch.diag_embed(log_scale.exp()) + 0.1 * torch.ones(3, 3).tril(-1)
+        )
+    else:
+        components = Independent(Normal(loc, log_scale.exp()), 1)
+    value = torch.randn(*lead, 3)
+    expected = direct(logits, components, value)
+    mixture = Mixture(logits, components)
+    assert mixture.batch_shape == own
+    torch.testing.assert_close(mixture.log_prob(value), expected)
+    monkeypatch.setattr(distributions.mixture, "BLOCK", 40)  # several blocks
+    torch.testing.assert_close(mixture.log_prob(value), expected)
+    target = torch.broadcast_shapes(own, lead)
+    torch.testing.assert_close(mixture.expand(target).log_prob(value), expected)
+
+
+def test_mixture_of_far_and_narrow_gaussians_is_precise_in_float32():
+    """At log-variance -6 the expanded squares reach 10^5: in float32 they would cancel to nothing."""
+    torch.manual_seed(0)
+    loc = 3 * torch.randn(50, 40, dtype=torch.float64)
+    scale = torch.full_like(loc, math.exp(-3))
+    value = loc[torch.arange(200) % 50] + scale[0] * torch.randn(200, 40, dtype=torch.float64)
+    loc, scale, value = loc.float(), scale.float(), value.float()
+    got = Mixture(torch.zeros(50), Independent(Normal(loc, scale), 1)).log_prob(value)
+    exact = direct(torch.zeros(50).double(), Independent(Normal(loc.double(), scale.double()), 1), value.double())
+    assert got.dtype == torch.float32
+    assert (got.double() - exact).abs().max() < 1e-3
+
+
+def test_mixture_needs_no_tensor_of_values_by_components_by_dimensions(monkeypatch):
+    """25,000 x 500 x 40 would be 2 GB: the components' own log_prob, which forms it, is not called."""
+
+    def refuse(*_):
+        raise AssertionError("the large tensor was formed")
+
+    monkeypatch.setattr(Normal, "log_prob", refuse)
+    mixture = Mixture(torch.zeros(500), Independent(Normal(torch.randn(500, 40), 1.0), 1))
+    with torch.no_grad():
+        assert mixture.expand((50, 500)).log_prob(torch.randn(50, 500, 40)).isfinite().all()
+
+
+@pytest.mark.parametrize("own", [(), (4,)], ids=str)
+def test_mixture_gradients_are_those_of_the_textbook_formula(own):
+    torch.manual_seed(0)
+    loc, log_scale = gaussians(*own, 5, d=3, requires_grad=True)
+    logits = torch.randn(5, requires_grad=True)
+    value = torch.randn(6, 4, 3, requires_grad=True)
+    inputs = (logits, loc, log_scale, value)
+
+    def components():
+        return Independent(Normal(loc, log_scale.exp()), 1)
+
+    got = torch.autograd.grad(Mixture(logits, components()).log_prob(value).sum(), inputs)
+    expected = torch.autograd.grad(direct(logits, components(), value).sum(), inputs)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("own", [(), (3,)], ids=str)
+def test_mixture_samples_have_its_moments(full, own):
+    torch.manual_seed(0)
+    loc, log_scale = gaussians(*own, 3, d=2, dtype=torch.float64)
+    logits = torch.randn(*own, 3, dtype=torch.float64)
+    scale = log_scale.exp()
+    components = (
+        MultivariateNormal(loc, scale_tril=torch.diag_embed(scale)) if full else Independent(Normal(loc, scale), 1)
+    )
+    mixture = Mixture(logits, components).expand((2, 3))
+    assert mixture.has_rsample is not full
+    draws = mixture.sample((20_000,))
+    assert draws.shape == (20_000, 2, 3, 2) and draws.dtype == torch.float64
+    oracle = MixtureSameFamily(torch.distributions.Categorical(logits=logits), components)
+    torch.testing.assert_close(mixture.mean, oracle.mean.expand(2, 3, 2))
+    error = (draws.mean(0) - oracle.mean).abs() / (oracle.variance / 20_000).sqrt()
+    assert error.max() < 4.5
+    assert (draws.var(0) / oracle.variance - 1).abs().max() < 0.1
+    assert not torch.allclose(draws[:, 0], draws[:, 1])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_mixture_draws_carry_the_exact_gradient_of_every_parameter(d):
+    """The gradient of E[f(z)] by draws, against the same by quadrature."""
+    torch.manual_seed(0)
+    loc, log_scale = gaussians(3, d=d, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    parameters = (logits, loc, log_scale)
+
+    def mixture():
+        return Mixture(logits, Independent(Normal(loc, log_scale.exp()), 1))
+
+    def f(z):
+        return (z.sum(-1) + 0.3).sin() + (z.prod(-1)).tanh()
+
+    axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
+    cell = (axis[1] - axis[0]) ** d
+    exact = torch.autograd.grad((mixture().log_prob(grid).exp() * f(grid)).sum() * cell, parameters)
+    batches = []
+    for _ in range(20):
+        z = mixture().rsample((5000,))
+        batches.append(torch.cat([g.flatten() for g in torch.autograd.grad(f(z).mean(), parameters)]))
+    estimates = torch.stack(batches)
+    exact = torch.cat([g.flatten() for g in exact])
+    error = (estimates.mean(0) - exact) / (estimates.std(0) / math.sqrt(20) + 1e-9)
+    assert exact.abs().max() > 0.05
+    assert error.abs().max() < 4.5
+
+
+def test_mixture_refuses_unequal_numbers_of_components():
+    with pytest.raises(ValueError, match=r"\(4,\).*\(3,\)"):
+        Mixture(torch.zeros(4), Independent(Normal(torch.zeros(3, 2), 1.0), 1))
+
+
+def flow(d=3, n=4, **k):
+    base = dist.Normal(torch.zeros(n, d, **k), torch.ones(n, d, **k)).to_event(1)
+    return NormalizingFlow(base, torch.distributions.ExpTransform())
+
+
+def test_flow_is_the_log_normal_for_the_exponential():
+    value = flow().sample()
+    expected = torch.distributions.LogNormal(0.0, 1.0).log_prob(value).sum(-1)
+    torch.testing.assert_close(flow().log_prob(value), expected)
+    assert flow().support.event_dim == 1 and flow().expand((2, 4)).batch_shape == (2, 4)
+
+
+def test_flow_scores_its_own_draw_without_the_inverse():
+    class OneWay(torch.distributions.ExpTransform):
+        def _inverse(self, y):
+            raise AssertionError("inverted")
+
+    base = dist.Normal(torch.zeros(4, 3), torch.ones(4, 3)).to_event(1)
+    one_way = NormalizingFlow(base, OneWay()).expand((2, 4))
+    z = one_way.rsample()
+    assert one_way.log_prob(z).shape == (2, 4)
+    assert one_way.expand((2, 4)).log_prob(z).shape == (2, 4)  # copies share what is remembered
+    with pytest.raises(AssertionError, match="inverted"):
+        one_way.log_prob(z.clone())
+
+
+def test_flow_draws_made_without_gradients_are_constants_whose_density_has_one():
+    loc = torch.zeros(3, requires_grad=True)
+    distribution = NormalizingFlow(dist.Normal(loc, 1.0).to_event(1), torch.distributions.ExpTransform())
+    z = distribution.sample()
+    (got,) = torch.autograd.grad(distribution.log_prob(z), loc)
+    torch.testing.assert_close(got, z.log())  # of log N(log z; loc, 1)
+
+
+def test_affine_flow_has_the_transformed_mean():
+    base = dist.Normal(torch.tensor([1.0, 2.0]), 1.0).to_event(1)
+    mean = AffineFlow(base, torch.distributions.AffineTransform(1.0, 3.0)).expand((5,)).mean
+    torch.testing.assert_close(mean, torch.tensor([4.0, 7.0]).expand(5, 2))
+    with pytest.raises(NotImplementedError, match="average samples"):
+        _ = flow().mean
+
+
+def test_importing_the_package_leaves_validation_as_it_was():
+    import subprocess
+    import sys
+
+    code = "import torch; a = torch.distributions.Distribution._validate_args; import ppgen; "
+    code += "assert torch.distributions.Distribution._validate_args is a is True"
+    subprocess.run([sys.executable, "-c", code], check=True)
