@@ -49,7 +49,6 @@ Components = Annotated[
 Hidden = Annotated[str | None, typer.Option(help="Sizes of the hidden gated layers (digits: 64, otherwise 300,300).")]
 Batch = Annotated[int, typer.Option(help="Data in a batch.")]
 Rate = Annotated[float, typer.Option(help="Adam's learning rate.")]
-Warm = Annotated[float, typer.Option(help="Epochs over which the KL term is warmed up; 0 for none.")]
 Patience = Annotated[int, typer.Option(help="Epochs without a better validation loss before stopping; 0 for none.")]
 Seed = Annotated[int, typer.Option(help="Of parameters, order of the data, and noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
@@ -298,12 +297,12 @@ def compare(
     prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}.")] = ",".join(PRIORS),
     posterior: Annotated[str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}.")] = ",".join(POSTERIORS),
     out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("runs/compare"),
-    epochs: Annotated[int, typer.Option(help="At most so many passes over the training data.")] = 150,
+    epochs: Annotated[int, typer.Option(help="At most so many passes over the training data.")] = 100,
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     batch_size: Batch = 100,
     lr: Rate = 3e-3,
-    warmup_epochs: Annotated[float, typer.Option("--warmup", help="Epochs of KL warm-up; 0 for none.")] = 20,
-    patience: Patience = 25,
+    warmup_epochs: Annotated[float, typer.Option("--warmup", help="Epochs of KL warm-up; 0 for none.")] = 10,
+    patience: Patience = 20,
     latent_dim: Latent = None,
     num_components: Components = None,
     hidden: Hidden = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -88,35 +88,49 @@ def check_finite(batch: Sequence[Any], name: str = "data", start: int = 0) -> No
             )
 
 
-def check_support(pair: Any, rows: Rows, batch: Sequence[Any], name: str = "data") -> None:
+class Support(NamedTuple):
+    """Where the values of one member of a batch may lie."""
+
+    member: int
+    site: str
+    distribution: str
+    constraint: Any
+    shape: torch.Size
+
+
+def observed_supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
+    """The supports of the sites that observe members of a batch, from one run of the pair."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    found = []
+    for name, site in sites(model_trace).items():
+        member = next((i for i, m in enumerate(batch) if m is site["value"]), None) if site["is_observed"] else None
+        constraint, distribution = _support(site["fn"])
+        if member is not None and constraint is not None:
+            found.append(Support(member, name, distribution, constraint, site["value"].shape[1:]))
+    return found
+
+
+def check_support(supports: Sequence[Support], batch: Sequence[Any], name: str = "data", start: int = 0) -> None:
     """Refuses data outside the support of the site that observes them (grey values under a Bernoulli, say).
 
     Raises:
         ValueError: a value lies outside the support.
     """
-    with torch.no_grad(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
-    for site_name, site in sites(model_trace).items():
-        member = next((i for i, m in enumerate(batch) if m is site["value"]), None) if site["is_observed"] else None
-        if member is None:
+    for support in supports:
+        values = batch[support.member]
+        if values.shape[1:] != support.shape:
             continue
-        support, distribution = _support(site["fn"])
-        if support is None:
-            continue
-        for start in range(0, len(rows), 4096):
-            chunk = rows(slice(start, start + 4096))[member]
-            if tuple(chunk.shape[1:]) != tuple(site["value"].shape[1:]):
-                return
-            good = support.check(chunk.to(site["value"].device))
-            if not good.all():
-                row = start + int((~good.reshape(len(chunk), -1).all(1)).nonzero()[0])
-                low, high = chunk.min().item(), chunk.max().item()
-                raise ValueError(
-                    f"{name}: datum {row} lies outside the support of the observed site {site_name!r}, {distribution} "
-                    f"on {support} (values run from {low:g} to {high:g}). Binarise or rescale the data, or choose a "
-                    "decoder whose support holds them."
-                )
+        good = support.constraint.check(values)
+        if not good.all():
+            row = start + int((~good.reshape(len(values), -1).all(1)).nonzero()[0])
+            low, high = values.min().item(), values.max().item()
+            raise ValueError(
+                f"{name}: datum {row} lies outside the support of the observed site {support.site!r}, "
+                f"{support.distribution} on {support.constraint} (values run from {low:g} to {high:g}). Binarise or "
+                "rescale the data, or choose a decoder whose support holds them."
+            )
 
 
 def _support(fn: Any) -> tuple[Any, str]:

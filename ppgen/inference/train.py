@@ -15,7 +15,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppgen.inference.batches import Rows, check_finite, check_support, checked_rows, mean_loss
+from ppgen.inference.batches import (
+    Rows,
+    Support,
+    check_finite,
+    check_support,
+    checked_rows,
+    mean_loss,
+    observed_supports,
+)
 from ppgen.inference.losses import elbo
 from ppgen.inference.modes import device_of, modules_of, seeded, training
 from ppgen.inference.svi import SVI, OptimizerFactory
@@ -49,6 +57,7 @@ class _Loader:
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
         self.loader, self.name = loader, name
+        self.supports: list[Support] = []
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # checked where it is made
@@ -57,6 +66,7 @@ class _Loader:
         for i, batch in enumerate(self.loader):
             members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             check_finite(members, f"batch {i} of {self.name}")
+            check_support(self.supports, members, f"batch {i} of {self.name}")
             yield members
 
 
@@ -134,11 +144,9 @@ def train(
     for schedule in annealed:
         schedule.bind(len(batches))
     with training(pair, True), seeded(seed, device), _bar(epochs, progress) as report:
-        first = device_batch(pair, next(iter(batches)))
-        if isinstance(batches, _Shuffled) and hasattr(pair, "model") and hasattr(pair, "guide"):
-            order.manual_seed(seed)
-            with seeded(seed, device), training(pair, False):
-                check_support(pair, batches.rows, first)
+        if hasattr(pair, "model") and hasattr(pair, "guide"):
+            _check_observations(pair, batches, watched)
+        order.manual_seed(seed)
         torch.manual_seed(seed)
         for epoch in range(epochs):
             began = time.perf_counter()
@@ -163,6 +171,22 @@ def train(
         for module, state in zip(modules_of(pair), best_state, strict=True):
             module.load_state_dict(state)
     return history
+
+
+def _check_observations(pair: Pair, *sources: _Loader | _Shuffled | None) -> None:
+    """Data in memory are checked against the model's supports at once, a loader's batches as they come."""
+    for source, name in zip(sources, ("data", "validation"), strict=True):
+        if source is None:
+            continue
+        first = next(iter(source))
+        with training(pair, False):
+            supports = observed_supports(pair, device_batch(pair, first))
+        if isinstance(source, _Loader):
+            source.supports = supports
+            check_support(supports, first, f"the first batch of {name}")
+            continue
+        for start in range(0, len(source.rows), 4096):
+            check_support(supports, source.rows(slice(start, start + 4096)), name, start)
 
 
 def _rows(batch: tuple[Any, ...]) -> int:

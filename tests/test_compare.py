@@ -1,0 +1,82 @@
+"""Comparisons of pairs with known likelihoods, and what their latents carry."""
+
+import copy
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppgen.compare import compare
+from ppgen.inference import latent_report
+from ppgen.models import VAE
+
+
+class Fixed(nn.Module):
+    """A conditional from a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, *context):
+        return self.function(*context)
+
+
+def linear_gaussian(noise: float) -> VAE:
+    """Z ~ N(0, I), x = z + noise · ε in two dimensions, with the exact posterior."""
+    gain, scale = 1 / (1 + noise**2), math.sqrt(noise**2 / (1 + noise**2))
+    return VAE(
+        Fixed(lambda *y: dist.Normal(torch.zeros(2), 1.0).to_event(1)),
+        Fixed(lambda z: dist.Normal(z, noise).to_event(1)),
+        Fixed(lambda x: dist.Normal(gain * x, scale).to_event(1)),
+    )
+
+
+def test_differences_are_paired_and_the_better_model_wins():
+    x = math.sqrt(2) * torch.randn(500, 2)  # drawn from the first of them
+    pairs = {"one": linear_gaussian(1.0), "two": linear_gaussian(2.0)}
+    result = compare(pairs, x, num_samples=50)
+    exact = {
+        name: dist.Normal(0, math.sqrt(1 + noise**2)).log_prob(x.double()).sum(-1)
+        for name, noise in (("one", 1.0), ("two", 2.0))
+    }
+    gap = exact["two"] - exact["one"]
+    assert result.best == "one" and result.ties == []
+    row = result.rows[1]
+    assert row["difference"] == pytest.approx(gap.mean().item(), abs=1e-5)
+    assert row["difference_standard_error"] == pytest.approx(gap.std().item() / math.sqrt(500), rel=1e-4)
+    assert row["mc_standard_error"] == 0.0 and row["reliable_fraction"] == 1.0
+    assert "ahead of two by" in result.verdict() and "lower bound" not in result.verdict()
+
+
+def test_what_cannot_be_told_apart_is_said():
+    pairs = {"one": linear_gaussian(1.0), "same": linear_gaussian(1.0)}
+    result = compare(pairs, torch.randn(50, 2), num_samples=30)
+    assert len(result.ties) == 1 and "not to be told apart" in result.verdict()
+
+
+def test_pairs_that_share_parameters_are_refused():
+    first = linear_gaussian(1.0)
+    second = VAE(first.prior, copy.deepcopy(first.decoder), copy.deepcopy(first.posterior))
+    with pytest.raises(ValueError, match="'a' and 'b' share parameters"):
+        compare({"a": first, "b": second}, torch.randn(5, 2), num_samples=5)
+
+
+def test_latent_report_against_closed_forms():
+    x = math.sqrt(2) * torch.randn(2000, 2)
+    report = latent_report(linear_gaussian(1.0), x, num_samples=64)
+    posterior = dist.Normal(x / 2, math.sqrt(0.5))
+    exact = torch.distributions.kl_divergence(posterior, dist.Normal(0.0, 1.0)).sum(-1).mean().item()
+    assert report.kl["z"] == pytest.approx(exact, abs=0.02)
+    assert report.active_units == {"z": 2}
+
+
+def test_an_ignored_latent_has_no_active_units():
+    pair = linear_gaussian(1.0)
+    pair.posterior = Fixed(lambda x: dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+    report = latent_report(pair, torch.randn(500, 2), num_samples=16)
+    assert report.active_units == {"z": 0}
+    assert report.kl["z"] == 0.0
