@@ -9,7 +9,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import zuko
 from torch import Tensor
 from torch import nn as torch_nn
 
@@ -104,7 +103,7 @@ def _vamp(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | No
 
 def _flow(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
     width = max(64, 2 * recipe.latent_dim)
-    return priors.Flow(zuko.flows.MAF(recipe.latent_dim, transforms=3, hidden_features=(width, width)))
+    return priors.Flow.maf(recipe.latent_dim, num_transforms=3, hidden=(width, width))
 
 
 def _diagonal(recipe: Recipe) -> torch_nn.Module:
