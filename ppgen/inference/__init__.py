@@ -3,6 +3,7 @@
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
+from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing
 from ppgen.inference.predict import decode, encode, reconstruct, sample
 from ppgen.inference.schedules import warmup
 from ppgen.inference.svi import SVI
@@ -15,6 +16,7 @@ __all__ = [
     "History",
     "LatentReport",
     "decode",
+    "dreg",
     "elbo",
     "encode",
     "fit",
@@ -23,7 +25,9 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "reconstruct",
+    "renyi",
     "sample",
+    "sticking_the_landing",
     "train",
     "warmup",
 ]

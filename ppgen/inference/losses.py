@@ -30,7 +30,7 @@ __all__ = ["ELBO", "IWAE", "as_loss", "elbo", "iwae"]
 Loss = Callable[..., Tensor]
 
 
-class _Measured:
+class Measured:
     """The structure of a pair, from one first run: a loss sees two programs, and asks once for each."""
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class _Measured:
             self.known[owner] = measure(model, guide, *batch)
         return self.known[owner]
 
-    def __deepcopy__(self, memo: Any) -> _Measured:
-        return _Measured()
+    def __deepcopy__(self, memo: Any) -> Measured:
+        return Measured()
 
 
 class ELBO(nn.Module):
@@ -89,7 +89,7 @@ class ELBO(nn.Module):
             raise ValueError(f"free_bits must be a finite number of nats that is not negative, got {free_bits!r}.")
         self.num_particles = positive_integer("num_particles", num_particles)
         self.free_bits = free_bits
-        self._measured = _Measured()
+        self._measured = Measured()
 
     def extra_repr(self) -> str:
         """The settings, for people."""
@@ -215,7 +215,7 @@ class IWAE(nn.Module):
     def __init__(self, num_particles: int) -> None:
         super().__init__()
         self.num_particles = positive_integer("num_particles", num_particles)
-        self._measured = _Measured()
+        self._measured = Measured()
 
     def extra_repr(self) -> str:
         """The settings, for people."""
@@ -269,7 +269,7 @@ class _PyroLoss:
 
     def __init__(self, objective: Any) -> None:
         self.objective = objective
-        self._measured = _Measured()
+        self._measured = Measured()
 
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         size = self._measured(model, guide, *batch).full_size or _length(batch)

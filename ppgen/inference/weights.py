@@ -51,6 +51,8 @@ def sites(trace: poutine.Trace) -> dict[str, Any]:
 
 def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
     """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
+    if "scored" in site:  # beforehand, under other circumstances
+        return site["scored"]
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
 
@@ -206,14 +208,25 @@ def weigh(
     from_prior: Sequence[str] = (),
 ) -> Weighted:
     """The log weights of a pair whose structure is known, with gradients."""
-    nesting = structure.nesting
     # Without anything random every sample would be the same: one is computed, and stands for all.
     particles = num_samples if structure.random or from_prior else 1
     model_trace, guide_trace = run(
-        model, guide, batch, num_particles=particles, nesting=nesting, enumerate_model=structure.enumerated
+        model, guide, batch, num_particles=particles, nesting=structure.nesting, enumerate_model=structure.enumerated
     )
+    log_w, score = combine(model_trace, guide_trace, structure.nesting, particles, from_prior)
+    return Weighted(log_w.expand(num_samples, -1), score)
+
+
+def combine(
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    nesting: int,
+    num_particles: int,
+    from_prior: Sequence[str] = (),
+) -> Weighted:
+    """The log weights of two traces, site by site."""
     num_data = check(model_trace, guide_trace, from_prior)
-    shape = (particles, num_data)
+    shape = (num_particles, num_data)
     guide_sites = sites(guide_trace)
     pending = {name: site for name, site in sites(model_trace).items() if name not in from_prior}
     total: Tensor | float = 0.0
@@ -229,7 +242,7 @@ def weigh(
         if not site["is_observed"] and not site["fn"].has_rsample:
             score = log_q if score is None else score + log_q
     assert isinstance(total, Tensor)
-    return Weighted(total.expand(num_samples, num_data), score)
+    return Weighted(total, score)
 
 
 def positive_integer(name: str, value: Any) -> int:

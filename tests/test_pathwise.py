@@ -1,0 +1,150 @@
+"""Pathwise objectives: the values and gradients of what they stand for, with the variance that they promise."""
+
+import copy
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppgen import decoders, posteriors, priors
+from ppgen import nn as networks
+from ppgen.inference import dreg, elbo, fit, iwae, renyi, sticking_the_landing
+from ppgen.models import VAE, Custom
+from ppgen.pair import data_plate, sample
+
+
+class Decoder(nn.Module):
+    def forward(self, z):
+        return dist.Normal(z, 1.0).to_event(1)
+
+
+class Posterior(nn.Module):
+    """q(z | x) = N(weight · x, exp(log_scale)²); exact for p(z) = N(0, 1), p(x | z) = N(z, 1) at (½, ½ log ½)."""
+
+    def __init__(self, weight=0.5, log_scale=0.5 * math.log(0.5)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.log_scale = nn.Parameter(torch.tensor(log_scale))
+
+    def forward(self, x):
+        return dist.Normal(self.weight * x, self.log_scale.exp()).to_event(1)
+
+
+def pair(**start):
+    return VAE(priors.MixtureOfGaussians(2, 3), Decoder(), Posterior(**start))
+
+
+def gradients(loss, vae, x):
+    vae.zero_grad()
+    loss(vae.model, vae.guide, x).backward()
+    return torch.cat([p.grad.flatten() for p in vae.parameters()])
+
+
+def mean_and_error(loss, vae, x, repeats=400):
+    draws = torch.stack([gradients(loss, vae, x) for _ in range(repeats)])
+    return draws.mean(0), draws.std(0) / math.sqrt(repeats)
+
+
+def test_the_gradient_vanishes_where_the_guide_is_exact():
+    vae = VAE(priors.StandardNormal(3), Decoder(), Posterior())
+    x = torch.randn(20, 3)
+    assert gradients(sticking_the_landing(), vae, x).abs().max() < 1e-5
+    assert gradients(dreg(8), vae, x).abs().max() < 1e-5
+    assert gradients(elbo(), vae, x).abs().max() > 1e-2  # the score's noise
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [(sticking_the_landing(2), elbo(num_particles=2)), (dreg(5), iwae(5)), (renyi(0.0, 5), iwae(5))],
+)
+def test_value_and_gradient_have_the_mean_of_the_plain_objective(ours, reference):
+    vae, x = pair(weight=0.3, log_scale=-0.2), torch.randn(10, 3)
+    mean, error = mean_and_error(ours, vae, x)
+    expected, other = mean_and_error(reference, vae, x)
+    assert ((mean - expected).abs() < 4.5 * (error.square() + other.square()).sqrt() + 1e-6).all()
+    assert (mean != 0).all()  # the prior's parameters, too
+    values = [torch.stack([loss(vae.model, vae.guide, x) for _ in range(400)]).detach() for loss in (ours, reference)]
+    gap = values[0].mean() - values[1].mean()
+    assert gap.abs() < 4.5 * ((values[0].var() + values[1].var()) / 400).sqrt()
+
+
+def test_dreg_has_less_variance_than_iwae():
+    vae, x = pair(weight=0.3, log_scale=-0.2), torch.randn(10, 3)
+    _, ours = mean_and_error(dreg(20), vae, x, 100)
+    _, plain = mean_and_error(iwae(20), vae, x, 100)
+    assert ours[-2:].square().sum() < 0.5 * plain[-2:].square().sum()
+
+
+def test_renyi_lies_between_its_limits():
+    vae, x = pair(weight=0.3, log_scale=-0.2), torch.randn(200, 3)
+
+    def value(loss):
+        torch.manual_seed(1)
+        return loss(vae.model, vae.guide, x).item()
+
+    values = [value(renyi(alpha, 50)) for alpha in (0.0, 0.5, 0.9999)]
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(value(iwae(50)), abs=1e-5)
+    assert values[-1] == pytest.approx(value(elbo(num_particles=50)), abs=1e-2)
+
+
+def test_two_layers_of_latents():
+    def model(x):
+        with data_plate(x):
+            top = sample("z2", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            z = sample("z1", dist.Normal(top, 1.0).to_event(1))
+            sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    first, second = Posterior(0.2, -0.1), Posterior(0.4, -0.3)
+
+    def guide(x):
+        with data_plate(x):
+            top = sample("z2", first(x))
+            sample("z1", second(x + top))
+
+    hierarchy, x = Custom(model, guide), torch.randn(10, 1)
+    mean, error = mean_and_error(dreg(5), hierarchy, x)
+    expected, other = mean_and_error(iwae(5), hierarchy, x)
+    assert ((mean - expected).abs() < 4.5 * (error.square() + other.square()).sqrt() + 1e-6).all()
+
+
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(3), renyi(0.5, 3)])
+@pytest.mark.parametrize("kind", ["diagonal", "iaf", "vamp"])
+def test_the_parts_train_under_every_objective(loss, kind):
+    if kind == "iaf":
+        q = posteriors.IAF(networks.MLP(6, 8, posteriors.IAF.num_outputs(2)), 2)
+    else:
+        q = posteriors.DiagNormal(networks.MLP(6, 8, 4))
+    x = torch.bernoulli(torch.full((40, 6), 0.3))
+    prior = priors.VampPrior(q, x[:5]) if kind == "vamp" else priors.StandardNormal(2)
+    vae = VAE(prior, decoders.Bernoulli(networks.MLP(2, 8, 6)), q)
+    before = copy.deepcopy(vae)
+    history = fit(vae, x, loss=copy.deepcopy(loss), epochs=2, batch_size=20, progress=False)
+    assert all(math.isfinite(value) for value in history.loss)
+    assert all((a != b).any() for a, b in zip(vae.parameters(), before.parameters(), strict=True))
+    assert all(p.requires_grad for p in vae.parameters())
+
+
+def test_what_cannot_be_done_is_refused():
+    def model(x):
+        with data_plate(x):
+            k = sample("k", dist.Bernoulli(0.5))
+            sample("x", dist.Normal(k, 1.0), obs=x)
+
+    weight = nn.Linear(1, 1)
+
+    def guide(x):
+        with data_plate(x):
+            sample("k", dist.Bernoulli(logits=weight(x.unsqueeze(-1)).squeeze(-1)))
+
+    discrete, x = Custom(model, guide), torch.randn(5)
+    for loss in (sticking_the_landing(), dreg(2), renyi(0.5, 2)):
+        with pytest.raises(ValueError, match="reparameterised"):
+            loss(discrete.model, discrete.guide, x)
+    assert all(p.requires_grad for p in discrete.parameters())
+    with pytest.raises(ValueError, match="alpha must be a finite number other than 1"):
+        renyi(1.0, 5)
+    with pytest.raises(ValueError, match="num_particles must be a positive whole number, got 0"):
+        dreg(0)
