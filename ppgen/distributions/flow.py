@@ -123,6 +123,11 @@ class AffineFlow(NormalizingFlow):
         return self.transform(self.base.mean)
 
 
+def compose(*transforms: Transform) -> Transform:
+    """Several transforms, the first one first, as one (zuko's, which computes each log-determinant on the way)."""
+    return zuko.transforms.ComposedTransform(*transforms)
+
+
 def autoregressive(features: int, context_dim: int, num_transforms: int, hidden: Sequence[int]) -> nn.Module:
     r"""Affine autoregressive transforms (zuko's) of which each takes the features in the order opposite to the last.
 
@@ -139,3 +144,28 @@ def autoregressive(features: int, context_dim: int, num_transforms: int, hidden:
             for t in range(positive_integer("num_transforms", num_transforms))
         )
     )
+
+
+def spline(
+    features: int, context_dim: int, num_transforms: int, hidden: Sequence[int], bins: int, *, autoregressive: bool
+) -> nn.Module:
+    r"""Monotone rational-quadratic splines (zuko's), coupling or autoregressive: a module as :func:`autoregressive` gives.
+
+    Coupling: two halves of the features in turn; both directions take one pass.
+    """
+    bins = positive_integer("bins", bins)
+    options: dict[str, Any] = {
+        "univariate": zuko.transforms.MonotonicRQSTransform,
+        "shapes": [(bins,), (bins,), (bins - 1,)],
+        "hidden_features": tuple(hidden),
+    }
+    index = torch.arange(positive_integer("features", features))
+    steps = []
+    for t in range(positive_integer("num_transforms", num_transforms)):
+        if autoregressive:
+            order = index if t % 2 == 0 else index.flip(0)
+            step = zuko.flows.MaskedAutoregressiveTransform(features, context_dim, order=order, **options)
+        else:
+            step = zuko.flows.GeneralCouplingTransform(features, context_dim, mask=index % 2 == t % 2, **options)
+        steps.append(step)
+    return zuko.lazy.LazyComposedTransform(*steps)

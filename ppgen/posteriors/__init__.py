@@ -4,7 +4,19 @@ Each takes its network first. ``Posterior.num_outputs(latent_dim, ...)`` says ho
 ``scores_foreign_values`` whether it scores values drawn elsewhere cheaply, as the components of a VampPrior must.
 """
 
-from .autoregressive import IAF
-from .gaussian import DiagNormal, FullNormal, Householder
+from .autoregressive import IAF, Spline
+from .flows import Planar, Radial, Sylvester
+from .gaussian import DiagNormal, FullNormal, Householder, LowRankNormal, MixtureOfGaussians
 
-__all__ = ["IAF", "DiagNormal", "FullNormal", "Householder"]
+__all__ = [
+    "IAF",
+    "DiagNormal",
+    "FullNormal",
+    "Householder",
+    "LowRankNormal",
+    "MixtureOfGaussians",
+    "Planar",
+    "Radial",
+    "Spline",
+    "Sylvester",
+]

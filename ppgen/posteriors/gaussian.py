@@ -1,4 +1,4 @@
-"""Gaussian posteriors: diagonal, full and reflected covariances."""
+"""Gaussian posteriors: diagonal, full, low-rank and reflected covariances, and mixtures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, diagonal_normal
+from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, Mixture, diagonal_normal, transforms
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
 
@@ -125,6 +125,65 @@ class FullNormal(nn.Module):
         return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False)
 
 
+class LowRankNormal(nn.Module):
+    r"""Gaussian with a covariance of low rank plus a diagonal.
+
+    .. math:: q(z \mid x) = \mathcal{N}\bigl(z; \mu(x), W(x) W(x)^\top + \mathrm{diag}(\sigma^2(x))\bigr),
+        \qquad W(x) \in \mathbb{R}^{d \times r}
+
+    References:
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende et al., 2014),
+        https://arxiv.org/abs/1401.4082
+
+    Args:
+        net: gives the mean, log σ and W, d(2 + r) outputs.
+        latent_dim: d.
+        rank: r.
+        log_scale_range: where log σ is clamped to.
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: a network of another width.
+
+    Example:
+        >>> from ppgen import nn
+        >>> q = LowRankNormal(nn.MLP(64, LowRankNormal.num_outputs(8, rank=2)), 8, rank=2)
+        >>> q(torch.zeros(5, 64)).event_shape
+        torch.Size([8])
+    """
+
+    scores_foreign_values = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_dim: int,
+        *,
+        rank: int = 4,
+        log_scale_range: tuple[float, float] = LOG_SCALE_RANGE,
+    ) -> None:
+        super().__init__()
+        needed = self.num_outputs(latent_dim, rank=rank)
+        check_width(f"LowRankNormal of latent_dim {latent_dim} with rank {rank}", net, needed)
+        self.net = net
+        self.latent_dim = latent_dim
+        self.rank = rank
+        self.log_scale_range = log_scale_range
+
+    @staticmethod
+    def num_outputs(latent_dim: int, *, rank: int = 4) -> int:
+        """How many outputs the network must have: d(2 + r)."""
+        return positive_integer("latent_dim", latent_dim) * (2 + positive_integer("rank", rank))
+
+    def forward(self, *context: Tensor) -> Distribution:
+        d, r = self.latent_dim, self.rank
+        loc, log_scale, factor = split("LowRankNormal", feed(self.net, *context), d, d, d * r)
+        variance = (2 * log_scale.clamp(*self.log_scale_range)).exp()
+        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, r)), variance, validate_args=False)
+
+
 class Householder(nn.Module):
     r"""Diagonal Gaussian turned by T Householder reflections.
 
@@ -134,7 +193,7 @@ class Householder(nn.Module):
         z = H_T \cdots H_1 (\mu + \sigma \odot \epsilon), \qquad
         H_t = I - 2 \frac{v_t v_t^\top}{\lVert v_t \rVert^2}, \qquad v_t = v_t(x)
 
-    The reflections are Pyro's.
+    The reflections are Pyro's. The network's outputs move :math:`v_t` away from the t-th coordinate axis.
 
     References:
         Improving Variational Auto-Encoders using Householder Flow (Tomczak and Welling, 2016),
@@ -186,4 +245,69 @@ class Householder(nn.Module):
         d, count = self.latent_dim, self.num_reflections
         loc, log_scale, vectors = split("Householder", feed(self.net, *context), d, d, d * count)
         base = diagonal_normal(loc, log_scale, self.log_scale_range)
-        return AffineFlow(base, ConditionedHouseholder(vectors.unflatten(-1, (count, d))))
+        normals = transforms.reflection_vectors(vectors.unflatten(-1, (count, d)))
+        return AffineFlow(base, ConditionedHouseholder(normals))
+
+
+class MixtureOfGaussians(nn.Module):
+    r"""Mixture of K diagonal Gaussians.
+
+    .. math:: q(z \mid x) = \sum_{k=1}^{K} \pi_k(x) \, \mathcal{N}\bigl(z; \mu_k(x), \mathrm{diag}(\sigma_k^2(x))\bigr)
+
+    A draw carries the exact pathwise gradient of all parameters, the weights included, so one draw serves every
+    objective; a gradient through the chosen component alone would leave the weights without one, and stratifying
+    over the components takes a decoder pass for each.
+
+    References:
+        Automatic Differentiation Variational Inference with Mixtures (Morningstar et al., 2021),
+        https://arxiv.org/abs/2003.01687
+        Implicit Reparameterization Gradients (Figurnov et al., 2018), https://arxiv.org/abs/1805.08498
+
+    Args:
+        net: gives the weights' logits, then all means, then all log-scales, K(2d + 1) outputs.
+        latent_dim: d.
+        num_components: K.
+        log_scale_range: where the log-scales are clamped to.
+
+    Shape:
+        batch: leading axes of the context, event: (latent_dim,).
+
+    Raises:
+        ValueError: a network of another width.
+
+    Example:
+        >>> from ppgen import nn
+        >>> q = MixtureOfGaussians(nn.MLP(64, MixtureOfGaussians.num_outputs(8)), 8)
+        >>> q(torch.zeros(5, 64)).event_shape
+        torch.Size([8])
+    """
+
+    scores_foreign_values = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_dim: int,
+        *,
+        num_components: int = 5,
+        log_scale_range: tuple[float, float] = LOG_SCALE_RANGE,
+    ) -> None:
+        super().__init__()
+        needed = self.num_outputs(latent_dim, num_components=num_components)
+        check_width(f"MixtureOfGaussians of latent_dim {latent_dim}, {num_components} components", net, needed)
+        self.net = net
+        self.latent_dim = latent_dim
+        self.num_components = num_components
+        self.log_scale_range = log_scale_range
+
+    @staticmethod
+    def num_outputs(latent_dim: int, *, num_components: int = 5) -> int:
+        """How many outputs the network must have: K(2d + 1)."""
+        d = positive_integer("latent_dim", latent_dim)
+        return positive_integer("num_components", num_components) * (2 * d + 1)
+
+    def forward(self, *context: Tensor) -> Distribution:
+        k, d = self.num_components, self.latent_dim
+        logits, loc, log_scale = split("MixtureOfGaussians", feed(self.net, *context), k, k * d, k * d)
+        loc, log_scale = loc.unflatten(-1, (k, d)), log_scale.unflatten(-1, (k, d))
+        return Mixture(logits, diagonal_normal(loc, log_scale, self.log_scale_range))
