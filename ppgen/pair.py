@@ -107,6 +107,11 @@ def adapt(distribution: Any) -> TorchDistributionMixin:
     )
 
 
+def unadapted(distribution: Any) -> Any:
+    """What :func:`adapt` was given, for code that asks a distribution for its type."""
+    return distribution.base if isinstance(distribution, _Adapted) else distribution
+
+
 def sample(name: str, distribution: Any, obs: Tensor | None = None, **options: Any) -> Tensor:
     """Pyro's ``sample`` statement for a distribution of any of the three libraries.
 

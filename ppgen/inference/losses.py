@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from ppgen.inference.schedules import Schedule
 from ppgen.inference.weights import (
     Program,
     Structure,
+    check_names,
     log_prob,
     measure,
     per_datum,
@@ -24,6 +27,7 @@ from ppgen.inference.weights import (
     sites,
     weigh,
 )
+from ppgen.pair import unadapted
 
 __all__ = ["ELBO", "IWAE", "as_loss", "elbo", "iwae"]
 
@@ -67,6 +71,8 @@ class ELBO(nn.Module):
         beta: the weight of the KL term, or a schedule of it such as :func:`warmup`.
         num_particles: draws of the latent per datum.
         free_bits: nats of KL, averaged over the batch, that each latent site has for nothing.
+        analytic_kl: whether KL(q(z | x) ‖ p(z)) of a site is taken in closed form where torch knows one, given the
+            latents drawn before it.
 
     Raises:
         ValueError: a negative ``beta`` or ``free_bits``, or a number of particles that is not a positive whole number.
@@ -77,7 +83,14 @@ class ELBO(nn.Module):
 
     beta: Tensor | Schedule
 
-    def __init__(self, beta: float | Schedule = 1.0, *, num_particles: int = 1, free_bits: float = 0.0) -> None:
+    def __init__(
+        self,
+        beta: float | Schedule = 1.0,
+        *,
+        num_particles: int = 1,
+        free_bits: float = 0.0,
+        analytic_kl: bool = False,
+    ) -> None:
         super().__init__()
         if isinstance(beta, Schedule):
             self.beta = beta
@@ -89,12 +102,14 @@ class ELBO(nn.Module):
             raise ValueError(f"free_bits must be a finite number of nats that is not negative, got {free_bits!r}.")
         self.num_particles = positive_integer("num_particles", num_particles)
         self.free_bits = free_bits
+        self.analytic_kl = analytic_kl
         self._measured = Measured()
 
     def extra_repr(self) -> str:
         """The settings, for people."""
         beta = "" if isinstance(self.beta, Schedule) else f"beta={self.beta.item():g}, "
-        return f"{beta}num_particles={self.num_particles}, free_bits={self.free_bits:g}"
+        kl = ", analytic_kl=True" if self.analytic_kl else ""
+        return f"{beta}num_particles={self.num_particles}, free_bits={self.free_bits:g}{kl}"
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -106,28 +121,22 @@ class ELBO(nn.Module):
         particles = self.num_particles if self.num_particles > 1 else None
         model_trace, guide_trace = run(model, guide, batch, num_particles=particles, nesting=structure.nesting)
         model_sites, guide_sites = sites(model_trace), sites(guide_trace)
-        if missing := [n for n, s in model_sites.items() if not s["is_observed"] and n not in guide_sites]:
-            raise ValueError(
-                f"The model draws {missing} and the guide does not: sample them in the guide, or mark discrete ones "
-                "infer={'enumerate': 'parallel'} so that they are summed out."
-            )
+        check_names(model_sites, guide_sites)
+        closed = _closed_forms(model_sites, guide_sites) if self.analytic_kl else {}
         total: Tensor | float = 0.0
-        score: list[Tensor] = []
-        unpaired = [s for n, s in guide_sites.items() if n not in model_sites]  # auxiliary: part of q's density
-        divergences = [-log_prob(s, scaled=True) for s in unpaired]
         for name, site in model_sites.items():
             if site["is_observed"]:
                 total = total + log_prob(site, scaled=True).sum()
-                continue
-            q = guide_sites[name]
-            difference = log_prob(site, scaled=True).sum() - log_prob(q, scaled=True).sum()
-            total = total + beta * self._freed(difference, size)
-        for value in divergences:
-            total = total + beta * value.sum()
-        for site in guide_sites.values():
-            if not site["is_observed"] and not site["fn"].has_rsample:
-                score.append(log_prob(site))
+            elif name in closed:
+                total = total - beta * self._freed(closed[name], size)
+            else:
+                divergence = log_prob(guide_sites[name], scaled=True).sum() - log_prob(site, scaled=True).sum()
+                total = total - beta * self._freed(divergence, size)
+        for name, site in guide_sites.items():
+            if name not in model_sites:  # auxiliary: part of q's density
+                total = total - beta * log_prob(site, scaled=True).sum()
         assert isinstance(total, Tensor)
+        score = [log_prob(s) for s in guide_sites.values() if not (s["is_observed"] or s["fn"].has_rsample)]
         if score:
             signal = self._signal(model_sites, guide_sites, structure, beta)
             for log_q in score:
@@ -136,10 +145,8 @@ class ELBO(nn.Module):
                 total = total + surrogate - surrogate.detach()
         return -total / (size * self.num_particles)
 
-    def _freed(self, negative_kl: Tensor, size: int) -> Tensor:
-        if not self.free_bits:
-            return negative_kl
-        return negative_kl.clamp(max=-self.free_bits * size * self.num_particles)
+    def _freed(self, divergence: Tensor, size: int) -> Tensor:
+        return divergence.clamp(min=self.free_bits * size * self.num_particles) if self.free_bits else divergence
 
     def _signal(self, model_sites: Any, guide_sites: Any, structure: Structure, beta: Tensor) -> Tensor:
         """What the score function is weighed by: the scaled objective per particle and datum, over a baseline."""
@@ -171,6 +178,27 @@ class ELBO(nn.Module):
             max_plate_nesting=structure.nesting,
         )
         return elbo.differentiable_loss(model, guide, *batch)
+
+
+def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> dict[str, Tensor]:
+    """KL(q ‖ p) of the sites for which torch has a closed form, scaled and masked as the model's site is, and summed.
+
+    The divergence of a site holds given what was drawn before it, so all that the model's site may depend on must
+    have been drawn by the guide before its own: a guide that draws in another order gets no closed form there.
+    """
+    found = {}
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    order = list(guide_sites)
+    for i, name in enumerate(latents):
+        if not set(latents[:i]) <= set(order[: order.index(name)]):
+            continue
+        q, p = guide_sites[name], model_sites[name]
+        try:
+            divergence = kl_divergence(unadapted(q["fn"]), unadapted(p["fn"]))
+        except NotImplementedError:
+            continue
+        found[name] = scale_and_mask(divergence, p["scale"], p["mask"]).sum()
+    return found
 
 
 class _LatentScale(poutine.messenger.Messenger):

@@ -108,14 +108,12 @@ def _device(batch: Sequence[Any]) -> torch.device | None:
     return next((member.device for member in batch if isinstance(member, Tensor)), None)
 
 
-def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
-    """The number of data, once it is sure that every site can be weighed per datum.
+def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_prior: Sequence[str] = ()) -> None:
+    """Makes sure that every latent of the model is proposed, and that the guide proposes nothing else.
 
     Raises:
-        ValueError: a latent that nobody proposes, a guide's site that the model lacks, a site outside the data plate,
-            plates of different lengths, or a model that observes nothing.
+        ValueError: a latent that nobody proposes, a guide's site that the model lacks, or no observation.
     """
-    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
     latents = [n for n, s in model_sites.items() if not s["is_observed"]]
     if unknown := [n for n in from_prior if n not in latents]:
         raise ValueError(f"from_prior names {unknown}, but the latent sites of the model are {latents}.")
@@ -138,6 +136,16 @@ def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Se
         )
     if not any(s["is_observed"] for s in model_sites.values()):
         raise ValueError("The model observes nothing: give one of its sample sites obs=… from the batch.")
+
+
+def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
+    """The number of data, once it is sure that every site can be weighed per datum.
+
+    Raises:
+        ValueError: what :func:`check_names` refuses, a site outside the data plate, or plates of different lengths.
+    """
+    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+    check_names(model_sites, guide_sites, from_prior)
     sizes: dict[str, int] = {}
     for where, found in (("model", model_sites), ("guide", guide_sites)):
         for name, site in found.items():
