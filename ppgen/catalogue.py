@@ -67,16 +67,22 @@ class Recipe:
     def build(self, pseudo_inputs: Tensor | None = None) -> models.VAE:
         """The model, with fresh parameters from torch's generator; pseudo-inputs start from data if any are given."""
         decoder = decoders.Bernoulli(nn.GatedMLP(self.latent_dim, *reversed(self.hidden), self.shape))
-        posterior = POSTERIORS[self.posterior].build(self)
+        posterior = self.build_posterior(self.posterior)
         prior = PRIORS[self.prior].build(self, posterior, pseudo_inputs)
         return models.VAE(prior, decoder, posterior)
+
+    def build_posterior(self, name: str) -> torch_nn.Module:
+        """A posterior of that name, behind an encoder of the width that it needs."""
+        kind: Any = POSTERIORS[name].build
+        net = self.encoder(kind.num_outputs(self.latent_dim))
+        return kind(net) if kind is posteriors.DiagNormal else kind(net, self.latent_dim)
 
     @property
     def note(self) -> str | None:
         """What should be said about this combination, if anything."""
-        if self.prior == "vamp" and self.posterior == "iaf":
+        if self.prior == "vamp" and not _scores_foreign_values(self.posterior):
             return (
-                "an IAF scores values drawn elsewhere in as many passes as dimensions, "
+                f"a posterior of kind {self.posterior} scores values drawn elsewhere slowly, "
                 "so this VampPrior has a diagonal encoder of its own"
             )
         return None
@@ -84,6 +90,10 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The recipe as plain values, for JSON."""
         return asdict(self)
+
+
+def _scores_foreign_values(posterior: str) -> bool:
+    return bool(getattr(POSTERIORS[posterior].build, "scores_foreign_values", True))
 
 
 def _standard(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
@@ -95,7 +105,7 @@ def _mog(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | Non
 
 
 def _vamp(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
-    own = _diagonal(recipe) if recipe.posterior == "iaf" else posterior
+    own = posterior if _scores_foreign_values(recipe.posterior) else recipe.build_posterior("diagonal")
     if pseudo_inputs is not None:
         return priors.VampPrior(own, pseudo_inputs[: recipe.num_components])
     return priors.VampPrior(own, num_components=recipe.num_components, shape=recipe.shape)
@@ -106,25 +116,6 @@ def _flow(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | No
     return priors.Flow.maf(recipe.latent_dim, num_transforms=3, hidden=(width, width))
 
 
-def _diagonal(recipe: Recipe) -> torch_nn.Module:
-    return posteriors.DiagNormal(recipe.encoder(posteriors.DiagNormal.num_outputs(recipe.latent_dim)))
-
-
-def _full(recipe: Recipe) -> torch_nn.Module:
-    d = recipe.latent_dim
-    return posteriors.FullNormal(recipe.encoder(posteriors.FullNormal.num_outputs(d)), d)
-
-
-def _householder(recipe: Recipe) -> torch_nn.Module:
-    d = recipe.latent_dim
-    return posteriors.Householder(recipe.encoder(posteriors.Householder.num_outputs(d)), d)
-
-
-def _iaf(recipe: Recipe) -> torch_nn.Module:
-    d = recipe.latent_dim
-    return posteriors.IAF(recipe.encoder(posteriors.IAF.num_outputs(d)), d)
-
-
 PRIORS: dict[str, Part] = {
     "standard": Part(_standard, "standard normal", "Kingma & Welling 2013, arXiv:1312.6114"),
     "mog": Part(_mog, "mixture of learned Gaussians", "Nalisnick, Hertel & Smyth 2016"),
@@ -133,10 +124,20 @@ PRIORS: dict[str, Part] = {
 }
 
 POSTERIORS: dict[str, Part] = {
-    "diagonal": Part(_diagonal, "diagonal Gaussian", "Kingma & Welling 2013, arXiv:1312.6114"),
-    "full": Part(_full, "Gaussian with a full covariance", "Challis & Barber 2013"),
-    "householder": Part(_householder, "Householder flow, 10 reflections", "Tomczak & Welling 2016, arXiv:1611.09630"),
-    "iaf": Part(_iaf, "inverse autoregressive flow, 2 steps", "Kingma et al. 2016, arXiv:1606.04934"),
+    "diagonal": Part(posteriors.DiagNormal, "diagonal Gaussian", "Kingma & Welling 2013, arXiv:1312.6114"),
+    "full": Part(posteriors.FullNormal, "Gaussian with a full covariance", "Challis & Barber 2013"),
+    "lowrank": Part(
+        posteriors.LowRankNormal, "Gaussian, diagonal plus rank 4", "Rezende, Mohamed & Wierstra 2014, arXiv:1401.4082"
+    ),
+    "mog": Part(posteriors.MixtureOfGaussians, "mixture of 5 Gaussians", "Morningstar et al. 2021, arXiv:2003.01687"),
+    "planar": Part(posteriors.Planar, "planar flow, 8 steps", "Rezende & Mohamed 2015, arXiv:1505.05770"),
+    "radial": Part(posteriors.Radial, "radial flow, 8 steps", "Rezende & Mohamed 2015, arXiv:1505.05770"),
+    "householder": Part(
+        posteriors.Householder, "Householder flow, 10 reflections", "Tomczak & Welling 2016, arXiv:1611.09630"
+    ),
+    "sylvester": Part(posteriors.Sylvester, "Sylvester flow, 4 steps", "van den Berg et al. 2018, arXiv:1803.05649"),
+    "iaf": Part(posteriors.IAF, "inverse autoregressive flow, 2 steps", "Kingma et al. 2016, arXiv:1606.04934"),
+    "spline": Part(posteriors.Spline, "neural spline flow", "Durkan et al. 2019, arXiv:1906.04032"),
 }
 
 

@@ -94,6 +94,8 @@ def _load(name: str, data_dir: Path | None, binarize: str | None) -> datasets.Da
 
 
 def _names(option: str, text: str, known: Any) -> list[str]:
+    if text.strip() == "all":
+        return list(known)
     names = [lookup(option, name.strip(), known) for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError(f"--{option} names nothing: give some of {', '.join(known)}, separated by commas.")
@@ -294,8 +296,10 @@ def sample_run(
 @app.command()
 def compare(
     data: DataName = "digits",
-    prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}.")] = ",".join(PRIORS),
-    posterior: Annotated[str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}.")] = ",".join(POSTERIORS),
+    prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}; or all.")] = "standard,mog,vamp,flow",
+    posterior: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}; or all.")
+    ] = "diagonal,full,householder,iaf",
     out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("runs/compare"),
     epochs: Annotated[int, typer.Option(help="At most so many passes over the training data.")] = 100,
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
