@@ -2,6 +2,20 @@
 
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
+from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
 from .mixture import Mixture
+from .univariate import ContinuousBernoulli, RelaxedOneHot
 
-__all__ = ["LOG_SCALE_RANGE", "AffineFlow", "Mixture", "NormalizingFlow", "compose", "diagonal_normal"]
+__all__ = [
+    "LOG_SCALE_RANGE",
+    "AffineFlow",
+    "CategoricalLevels",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "LogisticMixture",
+    "Mixture",
+    "NormalizingFlow",
+    "RelaxedOneHot",
+    "compose",
+    "diagonal_normal",
+]

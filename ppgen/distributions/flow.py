@@ -149,7 +149,7 @@ def autoregressive(features: int, context_dim: int, num_transforms: int, hidden:
 def spline(
     features: int, context_dim: int, num_transforms: int, hidden: Sequence[int], bins: int, *, autoregressive: bool
 ) -> nn.Module:
-    r"""Monotone rational-quadratic splines (zuko's), coupling or autoregressive: a module as :func:`autoregressive` gives.
+    r"""Monotone rational-quadratic splines (zuko's), coupling or autoregressive, from a context.
 
     Coupling: two halves of the features in turn; both directions take one pass.
     """
