@@ -10,6 +10,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as nn_functional
 from matplotlib.figure import Figure
 
 from ppgen import nn
@@ -20,7 +21,7 @@ TIME = torch.linspace(0, 1, 10)
 NOISE = 0.3
 BASIS = torch.stack([torch.ones_like(TIME), TIME])  # z · BASIS is the line
 
-encoder = nn.MLP(10, 32, 4)
+encoder = nn.MLP(10, 32, 5)
 
 
 def model(x):
@@ -32,8 +33,10 @@ def model(x):
 def guide(x):
     pyro.module("encoder", encoder)
     with pyro.plate("data", len(x)):
-        loc, log_scale = encoder(x).chunk(2, -1)
-        pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+        # Offset and slope are correlated given the data: a guide that left this out would be a poor proposal.
+        loc, log_diagonal, below = encoder(x).split((2, 2, 1), -1)
+        factor = torch.diag_embed(log_diagonal.exp()) + nn_functional.pad(below.unsqueeze(-1), (0, 1, 1, 0))
+        pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=factor))
 
 
 def main(quick: bool, out: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -24,6 +23,17 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Optimizer:
     """One fused Adam over everything: Pyro's optimisers keep one per tensor, which costs more than it gives."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+class _Collector(Messenger):
+    """Notes the ``param`` sites that a run goes through, without asking library pairs to fill Pyro's global store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Any] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self.found[msg["name"]] = msg["value"]
 
 
 class _KnownParameters(Messenger):
@@ -87,12 +97,11 @@ class SVI:
         if self.optimizer is not None:
             return
         device = next((b.device for b in batch if isinstance(b, Tensor)), None)
-        with torch.no_grad(), seeded(None, device), poutine.trace(param_only=True) as collected:
+        with torch.no_grad(), seeded(None, device), _Collector() as collected:
             run(self.pair.model, self.pair.guide, batch)
         found = {id(p): p for module in modules_of(self.pair) for p in module.parameters() if p.requires_grad}
-        for name, site in collected.trace.nodes.items():
+        for name, value in collected.found.items():
             self._known.names.add(name)
-            value: Any = site["value"]
             parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
             if parameter.requires_grad:
                 found.setdefault(id(parameter), parameter)
