@@ -49,6 +49,7 @@ def vamp(latent_dim, **options):
 
 PRIORS = {
     "standard": priors.StandardNormal,
+    "diagonal": priors.DiagNormal,
     "mog": lambda d: priors.MixtureOfGaussians(4, d),
     "vamp": vamp,
     "vamp, learned weights": lambda d: vamp(d, learn_weights=True),
@@ -58,11 +59,33 @@ PRIORS = {
     "maf": lambda d: priors.Flow.maf(d, hidden=(16,)),
     "nsf": lambda d: priors.Flow.nsf(d, hidden=(16,)),
     "nsf, coupling": lambda d: priors.Flow.nsf(d, hidden=(16,), coupling=True),
+    "autoregressive": lambda d: priors.Autoregressive(d, hidden=(16,)),
+}
+
+
+def vamp_given_y(latent_dim, kind="diagonal"):
+    encoder = POSTERIORS[kind](latent_dim, context_dim=2 + WIDTH)
+    return priors.VampPrior(encoder, torch.rand(5, 2), conditional=True)
+
+
+def behind(num_outputs):
+    return nn.MLP(WIDTH, 16, num_outputs)
+
+
+CONDITIONAL_PRIORS = {
+    "diagonal": lambda d: priors.DiagNormal(d, behind(2 * d)),
+    "mog": lambda d: priors.MixtureOfGaussians(3, d, behind(3 * (2 * d + 1))),
+    "vamp": vamp_given_y,
+    "vamp, full covariance": lambda d: vamp_given_y(d, "full"),
+    "realnvp": lambda d: priors.Flow.realnvp(d, context_dim=WIDTH, hidden=(16,)),
+    "nsf": lambda d: priors.Flow.nsf(d, context_dim=WIDTH, hidden=(16,), coupling=True),
+    "autoregressive": lambda d: priors.Autoregressive(d, context_dim=WIDTH, hidden=(16,)),
 }
 
 # A member of either family as a function of the number of latent coordinates, with the context that it takes.
 MEMBERS = {f"posterior {name}": (make, True) for name, make in POSTERIORS.items()}
 MEMBERS |= {f"prior {name}": (make, False) for name, make in PRIORS.items()}
+MEMBERS |= {f"prior {name} | y": (make, True) for name, make in CONDITIONAL_PRIORS.items()}
 members = pytest.mark.parametrize(("make", "takes_context"), MEMBERS.values(), ids=MEMBERS)
 
 
@@ -316,6 +339,74 @@ def test_vamp_prior_asks_for_a_shape_where_the_network_states_none():
     with pytest.raises(ValueError, match="give shape"):
         priors.VampPrior(silent, num_components=4)
     assert priors.VampPrior(silent, num_components=4, shape=WIDTH)().event_shape == (2,)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "full"])
+def test_a_conditional_vamp_prior_is_the_mixture_over_pseudo_inputs_for_each_label(kind):
+    torch.manual_seed(0)
+    prior = vamp_given_y(2, kind)
+    labels = torch.eye(WIDTH)[torch.tensor([0, 2, 0, 1])]
+    z = torch.randn(6, 4, 2)
+    with pytest.raises(ValueError, match="without y"):
+        prior()
+    for n in range(4):
+        pairs = torch.cat([prior.pseudo_inputs, labels[n].expand(5, -1)], -1)
+        components = [prior.posterior(pair) for pair in pairs]
+        expected = torch.stack([c.log_prob(z[:, n]) for c in components]).logsumexp(0) - torch.tensor(5.0).log()
+        torch.testing.assert_close(prior(labels).log_prob(z)[:, n], expected)
+
+
+def test_unconditional_priors_ignore_y():
+    for name, make in PRIORS.items():
+        assert adapt(make(2)(torch.zeros(5, 7))).batch_shape == (), name
+
+
+@pytest.mark.parametrize("num_latents", [None, 4])
+def test_categorical_latents_are_relaxed_in_training_and_scored_exactly_in_evaluation(num_latents):
+    torch.manual_seed(0)
+    net = behind(posteriors.Categorical.num_outputs(3, num_latents))
+    posterior = posteriors.Categorical(net, 3, num_latents)
+    prior = priors.Categorical(3, num_latents, learn=True)
+    x = torch.randn(5, WIDTH)
+    event = (3,) if num_latents is None else (num_latents, 3)
+
+    q, p = posterior(x).expand((7, 5)), prior().expand((7, 5))
+    z = q.rsample()
+    assert q.has_rsample and z.shape == (7, 5, *event)
+    assert ((z > 0) & (z < 1)).all()
+    (q.log_prob(z) - p.log_prob(z)).mean().backward()
+    for part in (posterior, prior):
+        assert all(w.grad.abs().sum() > 0 for w in part.parameters())
+
+    q, p = posterior.eval()(x), prior.eval()()
+    z = q.sample((7,))
+    assert not q.has_rsample and ((z == 0) | (z == 1)).all()
+    logits = net(x).reshape(5, *event)
+    expected = (logits.log_softmax(-1) * z).sum(-1)
+    torch.testing.assert_close(q.log_prob(z), expected if num_latents is None else expected.sum(-1))
+    assert p.log_prob(z).exp().allclose(torch.tensor((1 / 3.0) ** (num_latents or 1)))
+    if num_latents is None:
+        assert q.enumerate_support().shape == (3, 5, 3)
+
+
+def test_a_relaxed_category_integrates_to_one():
+    """Two categories: the density along the segment between them, with respect to the first coordinate."""
+    relaxed = posteriors.Categorical(torch.nn.Identity(), 2)(torch.tensor([0.4, -0.3], dtype=torch.float64))
+    logit = torch.linspace(-40, 40, 40_001, dtype=torch.float64)
+    first = logit.sigmoid()
+    density = relaxed.log_prob(torch.stack([first, (-logit).sigmoid()], -1)).exp()
+    total = torch.trapezoid(density * first * (-logit).sigmoid(), logit)
+    torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
+
+
+def test_categorical_parts_refuse_bad_sizes_and_temperatures():
+    with pytest.raises(ValueError, match="12 outputs"):
+        posteriors.Categorical(behind(11), 3, 4)
+    with pytest.raises(ValueError, match=r"temperature.*0\.0"):
+        priors.Categorical(3, temperature=0.0)
+    assert priors.Categorical(3, 4, behind(12))(torch.zeros(5, WIDTH)).batch_shape == (5,)
+    discrete = posteriors.Categorical(behind(3), 3, temperature=None)
+    assert discrete.training and not discrete(torch.zeros(5, WIDTH)).has_rsample
 
 
 def test_flow_takes_any_flow_of_zukos_and_nothing_else():

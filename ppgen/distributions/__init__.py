@@ -3,7 +3,7 @@
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
-from .mixture import Mixture
+from .mixture import Mixture, as_diagonal_normal
 from .univariate import ContinuousBernoulli, RelaxedOneHot
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Mixture",
     "NormalizingFlow",
     "RelaxedOneHot",
+    "as_diagonal_normal",
     "compose",
     "diagonal_normal",
 ]

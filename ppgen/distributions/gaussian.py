@@ -11,6 +11,6 @@ from torch import Tensor
 LOG_SCALE_RANGE = (-10.0, 10.0)
 
 
-def diagonal_normal(loc: Tensor, log_scale: Tensor, log_scale_range: tuple[float, float]) -> Any:
+def diagonal_normal(loc: Tensor, log_scale: Tensor, log_scale_range: tuple[float, float] = LOG_SCALE_RANGE) -> Any:
     """N(loc, exp(log_scale)²) with independent coordinates, the log-scale clamped."""
     return dist.Normal(loc, log_scale.clamp(*log_scale_range).exp()).to_event(1)

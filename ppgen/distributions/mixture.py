@@ -79,7 +79,7 @@ class Mixture(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # torch declares a class attribute
-        return self._diagonal() is not None
+        return as_diagonal_normal(self.components) is not None
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Mixture:
         new = Mixture(self.logits, self.components, validate_args=False)  # parameters keep their shape
@@ -98,7 +98,7 @@ class Mixture(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_weights = self.logits.log_softmax(-1)
-        diagonal = self._diagonal()
+        diagonal = as_diagonal_normal(self.components)
         # float64 is missing on Apple's GPUs, where Gaussians too are scored directly.
         if diagonal is not None and value.device.type != "mps":
             loc, scale = diagonal.loc, diagonal.scale
@@ -124,7 +124,7 @@ class Mixture(TorchDistribution):
         with torch.no_grad():
             lead = torch.Size(sample_shape) + self.batch_shape
             index = self._sample_index(lead)
-            diagonal = self._diagonal()
+            diagonal = as_diagonal_normal(self.components)
             if diagonal is not None:
                 parameters = (diagonal.loc, diagonal.scale)
                 index = index[..., None, None].expand(*lead, 1, *self.event_shape)
@@ -145,7 +145,7 @@ class Mixture(TorchDistribution):
             return torch.cat(blocks).reshape(*lead, *self.event_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        diagonal = self._diagonal()
+        diagonal = as_diagonal_normal(self.components)
         if diagonal is None:
             raise NotImplementedError("Only mixtures of diagonal Gaussians are reparameterised; use sample().")
         value = self.sample(sample_shape)
@@ -162,12 +162,13 @@ class Mixture(TorchDistribution):
     def _block(self, own: torch.Size, width: int) -> int:
         return max(1, BLOCK // max(1, own.numel() * self.num_components * width))
 
-    def _diagonal(self) -> Normal | None:
-        r"""The components as a ``Normal`` with batch shape (\*, K, D), if that is what they are."""
-        c = self.components
-        if isinstance(c, Independent) and len(c.event_shape) == 1 and isinstance(c.base_dist, Normal):
-            return c.base_dist
-        return None
+
+def as_diagonal_normal(distribution: Distribution) -> Normal | None:
+    r"""The ``Normal`` with batch shape (\*, D) behind a diagonal Gaussian, None behind anything else."""
+    d = distribution
+    if isinstance(d, Independent) and len(d.event_shape) == 1 and isinstance(d.base_dist, Normal):
+        return d.base_dist
+    return None
 
 
 def _log_normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

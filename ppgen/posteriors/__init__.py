@@ -5,11 +5,13 @@ Each takes its network first. ``Posterior.num_outputs(latent_dim, ...)`` says ho
 """
 
 from .autoregressive import IAF, Spline
+from .categorical import Categorical
 from .flows import Planar, Radial, Sylvester
 from .gaussian import DiagNormal, FullNormal, Householder, LowRankNormal, MixtureOfGaussians
 
 __all__ = [
     "IAF",
+    "Categorical",
     "DiagNormal",
     "FullNormal",
     "Householder",
