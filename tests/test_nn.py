@@ -112,6 +112,49 @@ def test_an_event_of_another_shape_is_an_error_that_states_both(make, in_shape, 
     assert str(given) in str(error.value) and str(nn.as_shape(in_shape)) in str(error.value)
 
 
+IMAGES = [(1, 28, 28), (3, 32, 32), (1, 28, 20), (1, 8, 8), (2, 7, 5)]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("image", IMAGES, ids=str)
+def test_convolutional_networks_take_and_give_images_of_any_size(image, gated):
+    torch.manual_seed(0)
+    options = {"hidden": (64,), "gated": gated, "context_dim": 2}
+    encoder = nn.ConvNet(image, 5, channels=(8, 16), **options)
+    decoder = nn.DeconvNet(5, (2 * image[0], *image[1:]), channels=(16, 8), **options)
+    assert encoder.in_shape == image and encoder.out_shape == (5,) == decoder.in_shape
+    x, y = torch.randn(2, 3, *image), torch.randn(3, 2)
+    h = encoder(x, y)
+    assert h.shape == (2, 3, 5)
+    torch.testing.assert_close(h[1, 2], encoder(x[1, 2], y[2]), rtol=1e-4, atol=1e-5)
+    out = decoder(h, y)
+    assert out.shape == (2, 3, *decoder.out_shape)
+    torch.testing.assert_close(out[1, 2], decoder(h[1, 2], y[2]), rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    for net in (encoder, decoder):
+        assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+        assert 1e-3 < out.std() < 10
+    assert decoder(h[:0], y).shape == (0, 3, *decoder.out_shape)
+
+
+def test_convolutional_networks_rescale_levels_and_refuse_other_events():
+    net = nn.ConvNet((1, 8, 8), 5, channels=(4,), levels=256)
+    x = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    plain = nn.ConvNet((1, 8, 8), 5, channels=(4,))
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net(x), plain(x.float() / 127.5 - 1))
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(3, 64\)"):
+        net(torch.zeros(3, 64))
+    with pytest.raises(ValueError, match=r"add up to 64"):
+        plain(torch.zeros(3, 1, 8, 8), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="in_shape must be an image"):
+        nn.ConvNet(784, 5)
+    with pytest.raises(ValueError, match="out_shape must be an image"):
+        nn.DeconvNet(5, 784)
+    with pytest.raises(ValueError, match="odd"):
+        nn.DeconvNet(5, (1, 8, 8), kernel_size=4)
+
+
 def test_bad_sizes_are_errors():
     with pytest.raises(ValueError, match=r"MLP\(784\) states no output"):
         nn.MLP(784)

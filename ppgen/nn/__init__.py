@@ -1,7 +1,20 @@
 """Networks: pure torch, from one event shape to another; they know no distribution."""
 
+from .conv import ConvNet, DeconvNet, GatedConv2d
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
 from .shapes import as_shape, batched, check_event, concat, feed
 
-__all__ = ["MLP", "GatedLinear", "GatedMLP", "as_shape", "batched", "check_event", "concat", "feed"]
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "DeconvNet",
+    "GatedConv2d",
+    "GatedLinear",
+    "GatedMLP",
+    "as_shape",
+    "batched",
+    "check_event",
+    "concat",
+    "feed",
+]
