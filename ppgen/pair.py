@@ -194,6 +194,8 @@ class _PrivateStore(Messenger):
         self.owner = owner
 
     def _pyro_param(self, msg: Any) -> None:
+        if getattr(msg["fn"], "__self__", None) is not pyro.get_param_store():
+            return  # a PyroModule answers for itself
         unconstrained = self.owner._unconstrained(msg)
         constraint = msg["kwargs"].get("constraint", constraints.real)
         value = transform_to(constraint)(unconstrained)
@@ -249,6 +251,10 @@ class Custom(nn.Module):
             if not any(module is m for m in known):
                 self.add_module(name if name not in ("sites", "model", "guide") else name + "_", module)
                 known += module.modules()
+        for module in self.modules():  # of Pyro's own kind (an autoguide): keeps its store, too, to itself
+            context = getattr(module, "_pyro_context", None)
+            if context is not None and not hasattr(context, "param_state"):
+                context.param_state = {"params": {}, "constraints": {}}
 
     def _unconstrained(self, msg: Any) -> Tensor:
         """The tensor behind a ``param`` site: an owned network's own, or one of :attr:`sites`."""

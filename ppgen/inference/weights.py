@@ -86,7 +86,7 @@ def run(
 
 def frame_of_data(site: Any) -> Any | None:
     """The plate frame on axis −1 that a site stands in, if any."""
-    return next((f for f in site["cond_indep_stack"] if f.dim == -1), None)
+    return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
 
 
 def measure(model: Program, guide: Program, *batch: Any) -> Structure:

@@ -1,0 +1,175 @@
+"""Pairs of every kind under Pyro's own machinery and under ours."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from torch import nn
+
+from ppgen import decoders, inference, models, posteriors, priors
+from ppgen import nn as networks
+from ppgen.distributions._zuko import zuko
+from ppgen.inference import elbo, fit, log_likelihood, log_weights
+from ppgen.models import Custom
+from ppgen.pair import adapt, data_plate, sample
+
+
+def vae():
+    return models.VAE(
+        priors.MixtureOfGaussians(3, 2),
+        decoders.Bernoulli(networks.MLP(2, 8, 6)),
+        posteriors.DiagNormal(networks.MLP(6, 8, 4)),
+    )
+
+
+X = torch.bernoulli(torch.full((30, 6), 0.4))
+
+
+def changed(pair, before):
+    return [bool((p != q).any()) for p, q in zip(pair.parameters(), before, strict=True)]
+
+
+def test_pyros_svi_trains_every_parameter_of_every_instance(global_param_store):
+    first, second = vae(), vae()
+    for pair in (first, second, copy.deepcopy(first)):
+        before = [p.detach().clone() for p in pair.parameters()]
+        svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        svi.step(X)
+        assert all(changed(pair, before))
+    assert len(global_param_store) == 3 * len(before)
+
+
+def test_predictive_and_trace_work_on_a_pair():
+    pair = vae()
+    draws = Predictive(pair.model, guide=pair.guide, num_samples=5)(X)
+    assert draws["z"].shape == (5, 30, 2)
+    trace = pyro.poutine.trace(pair.model).get_trace(X)
+    trace.compute_log_prob()
+    assert trace.nodes["x"]["log_prob"].shape == (30,)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 1.0), 1),
+        torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3)),
+        zuko.distributions.DiagNormal(torch.zeros(3), torch.ones(3)),
+    ],
+)
+def test_distributions_of_other_libraries_stand_at_sample_sites(base):
+    with pyro.plate("particles", 4, dim=-2), data_plate(torch.zeros(5)):
+        z = sample("z", base)
+    assert z.shape == (4, 5, 3)
+    assert torch.allclose(adapt(base).expand((4, 5)).log_prob(z), base.log_prob(z))
+
+
+def test_what_is_no_distribution_is_named():
+    with pytest.raises(TypeError, match=r"returned Tensor where a distribution was expected"):
+        sample("z", torch.zeros(3))
+
+
+def scaled_pair():
+    net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def model(x=None):
+        width = pyro.param("width", lambda: torch.tensor(2.0), constraint=dist.constraints.positive)
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, width))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(net(x.unsqueeze(-1)).squeeze(-1), 0.7))
+
+    return Custom(model, guide), net
+
+
+def test_custom_owns_parameters_networks_and_modes():
+    pair, net = scaled_pair()
+    x = 1 + torch.randn(50)
+    fit(pair, x, epochs=1, progress=False)
+    names = {name for name, _ in pair.named_parameters()}
+    assert "sites.width" in names and len(names) == 1 + len(list(net.parameters()))
+    assert net.training and pair.training
+    assert pair.state_dict().keys() >= {"sites.width", "net.1.running_mean"}
+    pair.eval()
+    assert not net.training
+
+
+def test_custom_state_goes_into_one_that_never_ran():
+    pair, _ = scaled_pair()
+    x = 1 + torch.randn(50)
+    fit(pair, x, epochs=2, progress=False)
+    fresh, _ = scaled_pair()
+    fresh.load_state_dict(pair.state_dict())
+    first, second = (log_likelihood(p, x, num_samples=10).values for p in (pair, fresh))
+    assert torch.equal(first, second)
+
+
+def test_constrained_params_train_within_their_constraint():
+    pair, _ = scaled_pair()
+    x = 0.01 * torch.randn(100)
+    fit(pair, x, epochs=30, optimizer=lambda p: torch.optim.Adam(p, 0.1), progress=False)
+    width = pair.sites["width"].exp()
+    assert 0 < width < 1
+
+
+def test_custom_under_pyros_svi(global_param_store):
+    pair, net = scaled_pair()
+    x = torch.randn(20)
+    before = [p.detach().clone() for p in net.parameters()]
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(x)
+    start = pair.sites["width"].item()
+    svi.step(x)
+    assert pair.sites["width"].item() != start
+    assert all(changed(net, before))
+    assert len(global_param_store) == 0
+
+
+def test_an_autoguides_auxiliary_site_is_weighed():
+    def model(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    pair = Custom(model, pyro.infer.autoguide.AutoNormal(model))
+    x = torch.randn(8)
+    step = inference.SVI(pair, optimizer=lambda p: torch.optim.Adam(p, 0.02))
+    for _ in range(300):  # its parameters belong to rows: no shuffling
+        step.step(x)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert (log_likelihood(pair, x, num_samples=2000).values - exact).abs().max() < 0.05
+
+
+def test_any_object_with_model_and_guide_is_a_pair():
+    class Mine:
+        def __init__(self):
+            self.net = nn.Linear(6, 4)
+
+        def model(self, x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("latent", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample(
+                    "obs", dist.Bernoulli(logits=z.sum(-1, keepdim=True)).expand_by([]).to_event(1), obs=x[:, :1]
+                )
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x)):
+                loc, log_scale = self.net(x).chunk(2, -1)
+                pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    pair = Mine()
+    before = [p.detach().clone() for p in pair.net.parameters()]
+    fit(pair, X, loss=elbo(), epochs=1, progress=False)
+    assert all(changed(pair.net, before))
+    assert log_weights(pair, X, num_samples=3).shape == (3, 30)
+
+
+def test_custom_refuses_what_cannot_be_called():
+    with pytest.raises(TypeError, match="guide must be a function of the batch, got int"):
+        Custom(lambda x: None, 3)

@@ -1,0 +1,245 @@
+"""Losses against Pyro's and closed forms, the training loop, and what stops it."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ppgen import decoders, models, posteriors, priors
+from ppgen import nn as networks
+from ppgen.inference import SVI, elbo, fit, iwae, train, warmup
+from ppgen.models import Custom
+from ppgen.pair import data_plate
+
+X = torch.bernoulli(torch.full((60, 6), 0.4))
+
+
+def vae():
+    torch.manual_seed(0)
+    return models.VAE(
+        priors.StandardNormal(2),
+        decoders.Bernoulli(networks.MLP(2, 8, 6)),
+        posteriors.DiagNormal(networks.MLP(6, 8, 4)),
+    )
+
+
+def at_seed(loss, pair, *batch):
+    torch.manual_seed(5)
+    return loss(pair.model, pair.guide, *batch).item()
+
+
+def test_the_elbo_is_pyros_per_datum():
+    pair = vae()
+    pyros = pyro.infer.Trace_ELBO()
+    assert at_seed(elbo(), pair, X) == pytest.approx(at_seed(pyros.differentiable_loss, pair, X) / 60, rel=1e-6)
+    several = pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True)
+    at_seed(several.differentiable_loss, pair, X)  # Pyro's first call draws more, to learn the plates
+    ours = at_seed(elbo(num_particles=3), pair, X)
+    assert ours == pytest.approx(at_seed(several.differentiable_loss, pair, X) / 60, rel=1e-6)
+
+
+def test_one_sample_of_the_importance_weighted_bound_is_the_elbo():
+    pair = vae()
+    values = torch.tensor([[loss(pair.model, pair.guide, X).item() for _ in range(300)] for loss in (elbo(), iwae(1))])
+    error = (values.var(1).sum() / 300).sqrt()
+    assert (values[0].mean() - values[1].mean()).abs() < 4 * error
+    assert iwae(50)(pair.model, pair.guide, X) < values[0].mean() - 2 * values[0].std()
+
+
+def test_beta_weighs_the_divergence_and_free_bits_spare_it():
+    pair = vae()
+    zero, one, two = (at_seed(elbo(beta=beta), pair, X) for beta in (0.0, 1.0, 2.0))
+    assert two - one == pytest.approx(one - zero, rel=1e-4)
+    kl = one - zero
+    assert at_seed(elbo(free_bits=kl / 2), pair, X) == pytest.approx(one, rel=1e-6)
+    assert at_seed(elbo(free_bits=kl + 3), pair, X) == pytest.approx(zero + kl + 3, rel=1e-6)
+
+
+def test_a_global_latent_is_weighed_by_the_full_size():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(0.3, 1e-4))
+
+    x = torch.randn(10)
+    w = dist.Normal(0.3, 1e-4)
+    prior, entropy = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.3)), w.entropy()
+    expected = -(dist.Normal(0.3, 1.0).log_prob(x).sum() * 100 + prior + entropy) / 1000
+    pair = Custom(model, guide)
+    values = [elbo()(pair.model, pair.guide, x).item() for _ in range(50)]
+    assert sum(values) / 50 == pytest.approx(expected.item(), abs=2e-3)
+    assert at_seed(elbo(), pair, x) == pytest.approx(
+        at_seed(pyro.infer.Trace_ELBO().differentiable_loss, pair, x) / 1000, rel=1e-6
+    )
+
+
+def discrete():
+    logits, locs = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.tensor([-1.0, 0.0, 1.0]))
+    owner = nn.Module()
+    owner.logits, owner.locs = logits, locs
+
+    def model(x):
+        with data_plate(x):
+            k = pyro.sample("k", dist.Categorical(logits=owner.logits), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(owner.locs[k], 0.5), obs=x)
+
+    return Custom(model, lambda x: None, owner=owner), owner
+
+
+@pytest.mark.parametrize("loss", [elbo(), iwae(3), pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)])
+def test_enumerated_sites_give_the_exact_gradient(loss):
+    pair, owner = discrete()
+    x = torch.randn(20)
+    step = SVI(pair, loss, lambda p: torch.optim.SGD(p, lr=0.0))
+    value = step.step(x)
+    gradient = owner.locs.grad.clone()
+    byhand = -(owner.logits.log_softmax(-1) + dist.Normal(owner.locs, 0.5).log_prob(x[:, None])).logsumexp(-1).mean()
+    owner.zero_grad()
+    byhand.backward()
+    assert value.item() == pytest.approx(byhand.item(), rel=1e-5)
+    assert torch.allclose(owner.locs.grad, gradient, atol=1e-5)
+
+
+def test_a_loss_without_a_tensor_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"RenyiELBO has no differentiable_loss.*iwae"):
+        fit(vae(), X, loss=pyro.infer.RenyiELBO(num_particles=2), epochs=1)
+
+
+def test_schedules_count_steps_and_epochs():
+    loss = elbo(beta=warmup(2))
+    fit(vae(), X, loss=loss, epochs=1, batch_size=20, progress=False)
+    assert loss.beta.value.item() == pytest.approx(0.5)
+    other = elbo(beta=warmup(2))
+    other.beta.bind(3)
+    other.load_state_dict(loss.state_dict())
+    assert int(other.beta.count) == 3 and not other.beta.done
+    with pytest.raises(ValueError, match=r"warmup\(epochs=2\) does not know"):
+        SVI(vae(), elbo(beta=warmup(2))).step(X)
+    with pytest.raises(ValueError, match="got epochs=1, steps=2"):
+        warmup(1, steps=2)
+
+
+def test_validation_looks_at_the_unannealed_objective_with_fixed_noise():
+    pair = vae()
+    step = SVI(pair, elbo(beta=warmup(steps=100)))
+    first = step.evaluate(X)
+    assert torch.equal(first, step.evaluate(X)) and step.loss.beta.value.item() == 0.0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert first.item() == pytest.approx(elbo()(pair.model, pair.guide, X).item(), rel=1e-6)
+
+
+def test_early_stopping_gives_the_best_parameters_back():
+    class Worse:
+        """Wanders off: validation gets worse after the second epoch."""
+
+        def __init__(self):
+            self.pair = nn.Linear(1, 1, bias=False)
+            self.pair.weight.data.fill_(-1.0)
+
+        def step(self, *batch):
+            self.pair.weight.data += 0.5
+            return torch.zeros(())
+
+        def evaluate(self, *batch, seed):
+            return self.pair.weight.detach().abs().squeeze()
+
+    step = Worse()
+    history = train(step, torch.zeros(4, 1), epochs=20, validation=torch.zeros(4, 1), patience=3, progress=False)
+    assert history.validation[:3] == [0.5, 0.0, 0.5] and history.stopped_early
+    assert len(history.loss) == 5 and history.best_epoch == 1
+    assert step.pair.weight.item() == 0.0
+
+
+def test_patience_waits_for_the_schedule():
+    history = fit(
+        vae(), X, loss=elbo(beta=warmup(5)), epochs=8, validation=X, patience=1, progress=False, seed=0
+    )  # fmt: skip
+    assert len(history.loss) > 5 or history.best_epoch >= 4
+
+
+def test_the_same_seed_gives_the_same_result_and_the_generators_back():
+    state = torch.get_rng_state()
+    pairs = [vae(), vae()]
+    torch.set_rng_state(state)
+    first = fit(pairs[0], X, epochs=2, seed=3, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    second = fit(pairs[1], X, epochs=2, seed=3, progress=False)
+    assert first.loss == second.loss
+    assert all(torch.equal(p, q) for p, q in zip(pairs[0].parameters(), pairs[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("data", [X, X.numpy(), (X,), DataLoader(TensorDataset(X), 20, shuffle=True)])
+def test_data_of_every_kind(data):
+    history = fit(vae(), data, epochs=30, batch_size=20, progress=False, optimizer=lambda p: torch.optim.Adam(p, 1e-2))
+    assert history.loss[-1] < history.loss[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "facts"),
+    [
+        (torch.full((60, 6), 0.5), ["datum 0", "'x'", "Bernoulli", "Binarise"]),
+        (torch.where(torch.arange(60) == 59, math.nan, 0.0).unsqueeze(-1).expand(60, 6), ["nan", "(59, 0)"]),
+        (torch.zeros(60, 5), ["5", "6"]),
+        (torch.zeros(0, 6), ["empty"]),
+        ((X, torch.zeros(3, 2)), ["differ in length", "[60, 3]"]),
+        (DataLoader(TensorDataset(torch.full((60, 6), 0.5)), 20), ["'x'", "Bernoulli"]),
+        ([[1, 2], [3, 4]], ["list"]),
+    ],
+)
+def test_bad_data_leave_the_parameters_as_they_were(data, facts):
+    pair = vae()
+    before = [p.detach().clone() for p in pair.parameters()]
+    with pytest.raises((ValueError, TypeError)) as error:
+        fit(pair, data, epochs=1, progress=False)
+    for fact in facts:
+        assert fact in str(error.value)
+    assert all(torch.equal(p, q) for p, q in zip(pair.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"epochs": 0}, "epochs must be a positive whole number, got 0"),
+        ({"epochs": 1, "batch_size": 1.5}, "batch_size must be a positive whole number, got 1.5"),
+        ({"epochs": 1, "patience": 3}, "patience=3 needs validation data"),
+        ({"epochs": 1, "optimizer": 0.1}, "optimizer must be a torch optimiser"),
+        ({"epochs": 1, "loss": "elbo"}, "loss must be a function"),
+    ],
+)
+def test_bad_settings_are_named(options, fact):
+    with pytest.raises((ValueError, TypeError), match=fact):
+        fit(vae(), X, progress=False, **options)
+
+
+def test_a_loss_that_is_not_finite_updates_nothing_and_names_the_site():
+    pair = vae()
+    with torch.no_grad():
+        pair.posterior.net.output.bias[0] = math.nan
+    before = [p.detach().clone() for p in pair.parameters()]
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="the guide's site 'z'"):
+        SVI(pair).step(X)
+    assert all(torch.equal(p, q) or p.isnan().any() for p, q in zip(pair.parameters(), before, strict=True))
+
+
+def test_a_parameter_that_appears_late_is_an_error():
+    calls = []
+
+    def model(x):
+        calls.append(1)
+        loc = pyro.param("late", torch.tensor(0.0)) if len(calls) > 2 else pyro.param("early", torch.tensor(0.0))
+        with data_plate(x):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    step = SVI(Custom(model, lambda x: None))
+    with pytest.raises(ValueError, match="'late' appeared only after the first step"):
+        for _ in range(3):
+            step.step(torch.randn(5))
