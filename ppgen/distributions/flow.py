@@ -151,21 +151,22 @@ def spline(
 ) -> nn.Module:
     r"""Monotone rational-quadratic splines (zuko's), coupling or autoregressive, from a context.
 
-    Coupling: two halves of the features in turn; both directions take one pass.
+    Coupling: one half of the features given the other, in turn. It is zuko's masked transform of two passes, since its
+    transform for couplings looks up indices at every call, which a GPU waits for.
     """
     bins = positive_integer("bins", bins)
-    options: dict[str, Any] = {
-        "univariate": zuko.transforms.MonotonicRQSTransform,
-        "shapes": [(bins,), (bins,), (bins - 1,)],
-        "hidden_features": tuple(hidden),
-    }
     index = torch.arange(positive_integer("features", features))
-    steps = []
-    for t in range(positive_integer("num_transforms", num_transforms)):
-        if autoregressive:
-            order = index if t % 2 == 0 else index.flip(0)
-            step = zuko.flows.MaskedAutoregressiveTransform(features, context_dim, order=order, **options)
-        else:
-            step = zuko.flows.GeneralCouplingTransform(features, context_dim, mask=index % 2 == t % 2, **options)
-        steps.append(step)
-    return zuko.lazy.LazyComposedTransform(*steps)
+    return zuko.lazy.LazyComposedTransform(
+        *(
+            zuko.flows.MaskedAutoregressiveTransform(
+                features,
+                context_dim,
+                passes=None if autoregressive else 2,
+                order=index if t % 2 == 0 else index.flip(0),
+                univariate=zuko.transforms.MonotonicRQSTransform,
+                shapes=[(bins,), (bins,), (bins - 1,)],
+                hidden_features=tuple(hidden),
+            )
+            for t in range(positive_integer("num_transforms", num_transforms))
+        )
+    )

@@ -91,8 +91,8 @@ class Spline(nn.Module):
 
     The network gives μ, log σ and a context h that enters every step. The splines act on [-5, 5] and are the identity
     outside, so the affine map comes last. They and their masked networks are zuko's. A sample and its score take one
-    pass; a value drawn elsewhere takes one, too, for couplings, and as many as there are dimensions otherwise, each
-    through the flow's networks for every value and component: a VampPrior is better off with an encoder of its own.
+    pass; a value drawn elsewhere takes two for couplings, and as many as there are dimensions otherwise, each through
+    the flow's networks for every value and component: a VampPrior is better off with an encoder of its own.
 
     References:
         Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
@@ -102,8 +102,8 @@ class Spline(nn.Module):
         latent_dim: d.
         context_dim: width of h.
         num_transforms: T.
-        autoregressive: whether each step is autoregressive; otherwise every second coordinate is transformed given the
-            others, in turn.
+        autoregressive: whether each step is autoregressive; otherwise one half of the coordinates is transformed given
+            the other, in turn.
         bins: pieces of each spline.
         hidden: widths of the hidden layers of each step's network.
         log_scale_range: where log σ is clamped to.
