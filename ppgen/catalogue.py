@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -14,15 +15,16 @@ from torch import nn as torch_nn
 
 from ppgen import decoders, models, nn, posteriors, priors
 
-__all__ = ["POSTERIORS", "PRIORS", "Recipe", "lookup"]
+__all__ = ["DECODERS", "POSTERIORS", "PRIORS", "Recipe", "imported", "lookup", "pseudo_inputs"]
 
 
 class Part(NamedTuple):
-    """A part's constructor, and what to say of it."""
+    """A part's constructor, what to say of it, and (of a decoder) the kind of data that it is for."""
 
     build: Callable[..., torch_nn.Module]
     line: str
     paper: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,13 @@ class Recipe:
     """Everything that a VAE is made of; a run's ``config.json`` holds one.
 
     Args:
-        prior: a name in :data:`PRIORS`.
-        posterior: a name in :data:`POSTERIORS`.
+        prior: a name in :data:`PRIORS`, or the import path of your own, ``module:Class``, called as
+            ``Class(latent_dim)``.
+        posterior: a name in :data:`POSTERIORS`, or an import path, called as ``Class(net, latent_dim)`` with a network
+            of ``Class.num_outputs(latent_dim)`` outputs.
         shape: event shape of the data.
+        decoder: a name in :data:`DECODERS`.
+        num_levels: of the data; None for real values in [0, 1].
         latent_dim: coordinates of the latent.
         num_components: of a mixture or a VampPrior.
         hidden: sizes of the networks' hidden layers.
@@ -44,12 +50,15 @@ class Recipe:
     latent_dim: int = 40
     num_components: int = 500
     hidden: tuple[int, ...] = (300, 300)
+    decoder: str = "bernoulli"
+    num_levels: int | None = 2
     model: str = field(default="vae", kw_only=True)
 
     def __post_init__(self) -> None:
         lookup("model", self.model, ("vae",))
-        lookup("prior", self.prior, PRIORS)
-        lookup("posterior", self.posterior, POSTERIORS)
+        lookup("prior", self.prior, PRIORS, importable=True)
+        lookup("posterior", self.posterior, POSTERIORS, importable=True)
+        lookup("decoder", self.decoder, DECODERS)
         for name in ("latent_dim", "num_components"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -60,20 +69,27 @@ class Recipe:
                 raise ValueError(f"{name} must be positive whole numbers, got {sizes}.")
             object.__setattr__(self, name, sizes)
 
+    @property
+    def imports(self) -> list[str]:
+        """The parts that are not the library's, by import path."""
+        return [name for name in (self.prior, self.posterior) if ":" in name]
+
     def encoder(self, num_outputs: int) -> torch_nn.Module:
         """A gated network from data to so many numbers."""
-        return nn.GatedMLP(self.shape, *self.hidden, num_outputs)
+        levels = self.num_levels if self.num_levels != 2 else None  # binary data are numbers as they are
+        return nn.GatedMLP(self.shape, *self.hidden, num_outputs, levels=levels)
 
     def build(self, pseudo_inputs: Tensor | None = None) -> models.VAE:
         """The model, with fresh parameters from torch's generator; pseudo-inputs start from data if any are given."""
-        decoder = decoders.Bernoulli(nn.GatedMLP(self.latent_dim, *reversed(self.hidden), self.shape))
+        decoder = DECODERS[self.decoder].build(self)
         posterior = self.build_posterior(self.posterior)
-        prior = PRIORS[self.prior].build(self, posterior, pseudo_inputs)
-        return models.VAE(prior, decoder, posterior)
+        if ":" in self.prior:
+            return models.VAE(imported(self.prior)(self.latent_dim), decoder, posterior)
+        return models.VAE(PRIORS[self.prior].build(self, posterior, pseudo_inputs), decoder, posterior)
 
     def build_posterior(self, name: str) -> torch_nn.Module:
         """A posterior of that name, behind an encoder of the width that it needs."""
-        kind: Any = POSTERIORS[name].build
+        kind: Any = imported(name) if ":" in name else POSTERIORS[name].build
         net = self.encoder(kind.num_outputs(self.latent_dim))
         return kind(net) if kind is posteriors.DiagNormal else kind(net, self.latent_dim)
 
@@ -93,7 +109,23 @@ class Recipe:
 
 
 def _scores_foreign_values(posterior: str) -> bool:
-    return bool(getattr(POSTERIORS[posterior].build, "scores_foreign_values", True))
+    kind = imported(posterior) if ":" in posterior else POSTERIORS[posterior].build
+    return bool(getattr(kind, "scores_foreign_values", True))
+
+
+def imported(path: str) -> Any:
+    """The class behind an import path, ``module:Class``.
+
+    Raises:
+        ValueError: there is no such module, or no such class in it.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{path!r} cannot be imported ({error}): it must be module:Class, importable from here."
+        ) from None
 
 
 def _standard(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
@@ -106,9 +138,18 @@ def _mog(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | Non
 
 def _vamp(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
     own = posterior if _scores_foreign_values(recipe.posterior) else recipe.build_posterior("diagonal")
+    high = float(recipe.num_levels - 1) if recipe.num_levels else 1.0
     if pseudo_inputs is not None:
-        return priors.VampPrior(own, pseudo_inputs[: recipe.num_components])
-    return priors.VampPrior(own, num_components=recipe.num_components, shape=recipe.shape)
+        return priors.VampPrior(own, pseudo_inputs[: recipe.num_components].float(), high=high)
+    return priors.VampPrior(own, num_components=recipe.num_components, shape=recipe.shape, high=high)
+
+
+def _normal(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
+    return priors.DiagNormal(recipe.latent_dim)
+
+
+def _autoregressive(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
+    return priors.Autoregressive(recipe.latent_dim)
 
 
 def _flow(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | None) -> torch_nn.Module:
@@ -116,11 +157,45 @@ def _flow(recipe: Recipe, posterior: torch_nn.Module, pseudo_inputs: Tensor | No
     return priors.Flow.maf(recipe.latent_dim, num_transforms=3, hidden=(width, width))
 
 
+def _generator(recipe: Recipe, shape: tuple[int, ...]) -> torch_nn.Module:
+    """A gated network from the latent to numbers of a shape."""
+    return nn.GatedMLP(recipe.latent_dim, *reversed(recipe.hidden), shape)
+
+
+def _bernoulli(recipe: Recipe) -> torch_nn.Module:
+    return decoders.Bernoulli(_generator(recipe, recipe.shape))
+
+
+def _continuous_bernoulli(recipe: Recipe) -> torch_nn.Module:
+    return decoders.ContinuousBernoulli(_generator(recipe, recipe.shape))
+
+
+def _gaussian(recipe: Recipe) -> torch_nn.Module:
+    return decoders.Normal(_generator(recipe, recipe.shape), 0.1, learn_scale=True)
+
+
+def _categorical(recipe: Recipe) -> torch_nn.Module:
+    levels = recipe.num_levels or 256
+    return decoders.Categorical(_generator(recipe, decoders.Categorical.outputs_shape(recipe.shape, levels)), levels)
+
+
+def _logistic(recipe: Recipe) -> torch_nn.Module:
+    shape = decoders.DiscretizedLogistic.outputs_shape(recipe.shape)
+    return decoders.DiscretizedLogistic(_generator(recipe, shape), recipe.num_levels or 256)
+
+
+def _logistic_mixture(recipe: Recipe) -> torch_nn.Module:
+    net = _generator(recipe, decoders.LogisticMixture.outputs_shape(recipe.shape))
+    return decoders.LogisticMixture(net, recipe.shape[0], num_levels=recipe.num_levels or 256)
+
+
 PRIORS: dict[str, Part] = {
     "standard": Part(_standard, "standard normal", "Kingma & Welling 2013, arXiv:1312.6114"),
+    "normal": Part(_normal, "learned diagonal normal", "Kingma & Welling 2013, arXiv:1312.6114"),
     "mog": Part(_mog, "mixture of learned Gaussians", "Nalisnick, Hertel & Smyth 2016"),
     "vamp": Part(_vamp, "mixture of posteriors at learned pseudo-inputs", "Tomczak & Welling 2018, arXiv:1705.07120"),
     "flow": Part(_flow, "masked autoregressive flow", "Papamakarios et al. 2017, arXiv:1705.07057"),
+    "autoregressive": Part(_autoregressive, "inverse of an IAF posterior", "Chen et al. 2017, arXiv:1611.02731"),
 }
 
 POSTERIORS: dict[str, Part] = {
@@ -141,17 +216,34 @@ POSTERIORS: dict[str, Part] = {
 }
 
 
-def lookup(kind: str, name: str, known: Iterable[str]) -> str:
-    """A name that is known.
+DECODERS: dict[str, Part] = {
+    "bernoulli": Part(_bernoulli, "binary pixels on logits", "Kingma & Welling 2013, arXiv:1312.6114", "binary"),
+    "continuous-bernoulli": Part(
+        _continuous_bernoulli, "values in [0, 1]", "Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845", "real"
+    ),
+    "normal": Part(_gaussian, "Gaussian with a learned scale", "Rybkin et al. 2021, arXiv:2006.13202", "real"),
+    "categorical": Part(_categorical, "softmax over levels", "van den Oord et al. 2016, arXiv:1601.06759", "levels"),
+    "logistic": Part(_logistic, "discretized logistic", "Kingma et al. 2016, arXiv:1606.04934", "levels"),
+    "logistic-mixture": Part(
+        _logistic_mixture, "mixture of 10 discretized logistics", "Salimans et al. 2017, arXiv:1701.05517", "levels"
+    ),
+}
+
+
+def lookup(kind: str, name: str, known: Iterable[str], *, importable: bool = False) -> str:
+    """A name that is known, or (where that is possible) an import path.
 
     Raises:
         ValueError: it is not; the message lists those that are.
     """
     names = list(known)
+    if importable and ":" in name:
+        return name
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown {kind} {name!r}: it must be one of {', '.join(names)}.{hint}")
+        own = ", or module:Class" if importable else ""
+        raise ValueError(f"Unknown {kind} {name!r}: it must be one of {', '.join(names)}{own}.{hint}")
     return name
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +19,7 @@ from rich.table import Table
 
 from ppgen import data as datasets
 from ppgen import plots
-from ppgen.catalogue import POSTERIORS, PRIORS, Recipe, lookup, pseudo_inputs
+from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe, lookup, pseudo_inputs
 from ppgen.compare import Comparison
 from ppgen.compare import compare as compare_pairs
 from ppgen.inference import elbo, encode, fit, iwae, latent_report, log_likelihood, reconstruct, sample, warmup
@@ -42,6 +44,7 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Where data files are; otherwise $PPGEN_DATA, then the user's cache.")
 ]
 Binarize = Annotated[str | None, typer.Option(help="none, fixed or dynamic; the data set's own habit if not given.")]
+Decoder = Annotated[str, typer.Option(help=f"{', '.join(DECODERS)}.")]
 Latent = Annotated[int | None, typer.Option(help="Coordinates of the latent (digits: 8, otherwise 40).")]
 Components = Annotated[
     int | None, typer.Option(help="Mixture components or pseudo-inputs (digits: 50, otherwise 500).")
@@ -51,12 +54,14 @@ Batch = Annotated[int, typer.Option(help="Data in a batch.")]
 Rate = Annotated[float, typer.Option(help="Adam's learning rate.")]
 Patience = Annotated[int, typer.Option(help="Epochs without a better validation loss before stopping; 0 for none.")]
 Seed = Annotated[int, typer.Option(help="Of parameters, order of the data, and noise.")]
+Allow = Annotated[str, typer.Option(help="Import paths (module:Class) that the run may name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, …")]
 
 
 def main() -> None:
     """The entry point: bad input ends in one line and exit status 2, without a traceback."""
     logging.captureWarnings(True)
+    sys.path.insert(0, os.getcwd())  # parts of the user's own are looked for where the command is given
     try:
         status = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -81,29 +86,45 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _load(name: str, data_dir: Path | None, binarize: str | None) -> datasets.Dataset:
+def _load(name: str, data_dir: Path | None, binarize: str | None, decoder: str) -> datasets.Dataset:
+    """A data set in the form that the decoder scores."""
+    kind = DECODERS[lookup("decoder", decoder, DECODERS)].kind
     choice: Any = None if binarize is None else lookup("binarisation", binarize, ("none", "fixed", "dynamic"))
+    if choice is None and kind != "binary":
+        choice = "none"
     loaded = datasets.load(name, data_dir=data_dir, binarize=choice)
-    if loaded.kind != "binary":
-        values = f"{loaded.num_levels} levels" if loaded.num_levels else "real values"
-        raise ValueError(
-            f"--data {name} has {values}, and the Bernoulli decoder takes binary data: add --binarize dynamic (pixels "
-            "become probabilities of a new draw at each use) or --binarize fixed."
+    if kind == "real" and loaded.kind == "levels" and loaded.num_levels:
+        top = loaded.num_levels - 1
+        scaled = {part: getattr(loaded, part)[:].float() / top for part in ("train", "validation", "test")}
+        loaded = replace(loaded, num_levels=None, **scaled)
+    if loaded.kind != kind:
+        has = f"{loaded.num_levels} levels" if loaded.kind == "levels" else f"{loaded.kind} values"
+        mend = (
+            "add --binarize dynamic (pixels become probabilities of a new draw at each use) or --binarize fixed"
+            if kind == "binary"
+            else "choose another --decoder or --binarize"
         )
+        raise ValueError(f"--data {name} has {has}, and the decoder {decoder} is for {kind} data: {mend}.")
     return loaded
 
 
 def _names(option: str, text: str, known: Any) -> list[str]:
     if text.strip() == "all":
         return list(known)
-    names = [lookup(option, name.strip(), known) for name in text.split(",") if name.strip()]
+    names = [lookup(option, name.strip(), known, importable=True) for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError(f"--{option} names nothing: give some of {', '.join(known)}, separated by commas.")
     return list(dict.fromkeys(names))
 
 
 def _recipe(
-    prior: str, posterior: str, loaded: datasets.Dataset, latent: int | None, components: int | None, hidden: str | None
+    prior: str,
+    posterior: str,
+    decoder: str,
+    loaded: datasets.Dataset,
+    latent: int | None,
+    components: int | None,
+    hidden: str | None,
 ) -> Recipe:
     small = loaded.name == "digits"
     try:
@@ -119,6 +140,8 @@ def _recipe(
         latent_dim=(8 if small else 40) if latent is None else latent,
         num_components=(50 if small else 500) if components is None else components,
         hidden=sizes,
+        decoder=decoder,
+        num_levels=loaded.num_levels,
     )
 
 
@@ -158,6 +181,7 @@ def train_vae(
     lr: Rate = 1e-3,
     warmup_epochs: Annotated[float, typer.Option("--warmup", help="Epochs of KL warm-up; 0 for none.")] = 0,
     patience: Patience = 0,
+    decoder: Decoder = "bernoulli",
     latent_dim: Latent = None,
     num_components: Components = None,
     hidden: Hidden = None,
@@ -166,7 +190,9 @@ def train_vae(
     data_dir: DataDir = None,
     binarize: Binarize = None,
 ) -> None:
-    """Train a variational autoencoder: any prior with any posterior, Bernoulli decoder.
+    """Train a variational autoencoder: any prior with any posterior and any decoder.
+
+    A prior or posterior of your own goes by its import path, for example --prior mymodule:MyPrior.
 
     Writes config.json, model.safetensors, history.json, metrics.json and pictures into the run's folder.
 
@@ -179,8 +205,8 @@ def train_vae(
         raise ValueError(
             "--warmup belongs to the ELBO's KL term: the importance-weighted bound (--particles) has none."
         )
-    loaded = _load(data, data_dir, binarize)
-    recipe = _recipe(prior, posterior, loaded, latent_dim, num_components, hidden)
+    loaded = _load(data, data_dir, binarize, decoder)
+    recipe = _recipe(prior, posterior, decoder, loaded, latent_dim, num_components, hidden)
     pair = _build(recipe, loaded, seed)
     if recipe.note:
         _say(f"Note: {recipe.note}.")
@@ -253,6 +279,7 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 5000,
     num_data: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    allow: Allow = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -260,8 +287,8 @@ def evaluate(
 
     Example: ppgen evaluate runs/vamp --num-samples 5000 --json
     """
-    pair, config = load_run(run)
-    loaded = _load(config["data"]["name"], data_dir, config["data"]["binarization"])
+    pair, config = load_run(run, allow.split(","))
+    loaded = _load(config["data"]["name"], data_dir, config["data"]["binarization"], config["recipe"]["decoder"])
     if num_data is not None and num_data < 1:
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
     pair.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -276,6 +303,7 @@ def sample_run(
     run: Annotated[Path, typer.Argument(help="A folder that `ppgen train` wrote.")],
     num: Annotated[int, typer.Option(help="How many.")] = 64,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    allow: Allow = "",
     draws: Annotated[bool, typer.Option(help="Draw pixels, in place of the mean of p(x | z).")] = False,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
 ) -> None:
@@ -283,7 +311,7 @@ def sample_run(
 
     Example: ppgen sample runs/vamp --num 64 --out samples.png
     """
-    pair, config = load_run(run)
+    pair, config = load_run(run, allow.split(","))
     shape = config["recipe"]["shape"]
     if not plots.is_picture(shape):
         raise ValueError(
@@ -307,6 +335,7 @@ def compare(
     lr: Rate = 3e-3,
     warmup_epochs: Annotated[float, typer.Option("--warmup", help="Epochs of KL warm-up; 0 for none.")] = 10,
     patience: Patience = 20,
+    decoder: Decoder = "bernoulli",
     latent_dim: Latent = None,
     num_components: Components = None,
     hidden: Hidden = None,
@@ -323,16 +352,23 @@ def compare(
     """
     _check_training(lr, warmup_epochs, patience, epochs)
     chosen = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
-    loaded = _load(data, data_dir, binarize)
-    recipes = {f"{p} + {q}": _recipe(p, q, loaded, latent_dim, num_components, hidden) for p, q in chosen}
+    loaded = _load(data, data_dir, binarize, decoder)
+    recipes = {f"{p} + {q}": _recipe(p, q, decoder, loaded, latent_dim, num_components, hidden) for p, q in chosen}
     out.mkdir(parents=True, exist_ok=True)
     pairs: dict[str, Any] = {}
     details: dict[str, dict[str, Any]] = {}
+    refused: list[dict[str, Any]] = []
     for i, (name, recipe) in enumerate(recipes.items(), 1):
         began = time.perf_counter()
-        pairs[name] = _build(recipe, loaded, seed)
+        try:
+            pair = _build(recipe, loaded, seed)
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            refused.append({"name": name, "prior": recipe.prior, "posterior": recipe.posterior, "refused": reason})
+            _say(f"[{i}/{len(recipes)}] {name}: refused: {reason}")
+            continue
         history = fit(
-            pairs[name],
+            pair,
             loaded.train,
             loss=elbo(beta=warmup(warmup_epochs) if warmup_epochs else 1.0),
             epochs=epochs,
@@ -345,11 +381,14 @@ def compare(
             progress=False,
         )
         seconds = time.perf_counter() - began
+        pairs[name] = pair
         details[name] = {"prior": recipe.prior, "posterior": recipe.posterior, "seconds": round(seconds, 1)}
         _say(
             f"[{i}/{len(recipes)}] {name}: {len(history.loss)} epochs in {seconds:.0f} s"
             + (f" (note: {recipe.note})" if recipe.note else "")
         )
+    if not pairs:
+        raise ValueError(f"Every combination was refused; the first: {refused[0]['refused']}")
     result = compare_pairs(pairs, loaded.test, num_samples=num_samples, seed=seed, details=details)
     source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
     settings = {"epochs": epochs, "num_samples": num_samples, "batch_size": batch_size, "lr": lr, "seed": seed}
@@ -357,15 +396,19 @@ def compare(
     first = next(iter(recipes.values()))
     shared = {"latent_dim": first.latent_dim, "num_components": first.num_components, "hidden": first.hidden}
     verdict = result.verdict()
-    write_json(out / "comparison.json", {**source, **settings, **shared, "verdict": verdict, "rows": result.rows})
-    result.write_csv(out / "comparison.csv")
+    write_json(
+        out / "comparison.json", {**source, **settings, **shared, "verdict": verdict, "rows": [*result.rows, *refused]}
+    )
+    result.write_csv(out / "comparison.csv", refused)
     plots.comparison(result.rows, out / "comparison.png")
     files = ["comparison.csv", "comparison.json", "comparison.png"]
     if plots.is_picture(loaded.event_shape):
         groups = {name: sample(pair, 36, mean=True, seed=seed) for name, pair in pairs.items()}
-        plots.sheet(groups, out / "samples.png", columns=len(set(q for _, q in chosen)))
+        plots.sheet(groups, out / "samples.png", columns=len({q for _, q in chosen}))
         files.append("samples.png")
     _print_table(result, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, S = {num_samples}")
+    for cell in refused:
+        print(f"Refused: {cell['name']}: {cell['refused']}")
     print(verdict)
     print(f"Files in {out}: {', '.join(files)}")
 
@@ -400,14 +443,14 @@ def _print_table(result: Comparison, title: str) -> None:
 @app.command("list")
 def list_parts() -> None:
     """Every part and every data set, a line each."""
-    for heading, parts in (("Priors", PRIORS), ("Posteriors", POSTERIORS)):
+    for heading, parts in (("Priors", PRIORS), ("Posteriors", POSTERIORS), ("Decoders", DECODERS)):
         print(f"{heading}:")
         for name, part in parts.items():
-            print(f"  {name:<14} {part.line} ({part.paper})")
-    print("Decoders:\n  bernoulli      independent binary pixels on logits (Kingma & Welling 2013, arXiv:1312.6114)")
+            kind = f" [{part.kind} data]" if part.kind else ""
+            print(f"  {name:<20} {part.line}{kind} ({part.paper})")
     print("Data sets:")
     for name, line in datasets.describe().items():
-        print(f"  {name:<14} {line}")
+        print(f"  {name:<20} {line}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,13 @@ class Comparison:
             )
         return text
 
-    def write_csv(self, path: Path) -> None:
-        """Writes the rows as a table."""
+    def write_csv(self, path: Path, refused: Sequence[dict[str, Any]] = ()) -> None:
+        """Writes the rows as a table, and below them those that were refused, with their reason."""
+        columns = [*self.rows[0], *({"refused": None} if refused else {})]
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows([*self.rows, *refused])
 
 
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,12 @@ def save_run(
     write_json(folder / "config.json", {**config, "training": training})
 
 
-def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
+def load_run(folder: Path, allow: Sequence[str] = ()) -> tuple[VAE, dict[str, Any]]:
     """A run's model, in eval mode, and its configuration. Nothing in the folder is executed.
+
+    Args:
+        folder: what :func:`save_run` wrote.
+        allow: import paths (``module:Class``) that the run may name: importing a module runs it.
 
     Raises:
         FileNotFoundError: the folder is not a run.
@@ -87,7 +91,13 @@ def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
         raise ValueError(f"{folder / 'config.json'} has schema {schema!r}; this version reads {SCHEMA}. Update ppgen.")
     if unknown := set(settings) - set(Recipe.__dataclass_fields__):
         raise ValueError(f"{folder / 'config.json'}: unknown settings {sorted(unknown)} in its recipe.")
-    pair = Recipe(**settings).build()
+    recipe = Recipe(**settings)
+    if foreign := [path for path in recipe.imports if path not in allow]:
+        raise ValueError(
+            f"The run {folder} was made with {', '.join(foreign)}, and importing that runs its code: if you trust it, "
+            f"allow it by name (--allow {','.join(foreign)})."
+        )
+    pair = recipe.build()
     try:
         load_model(pair, folder / "model.safetensors")
     except (SafetensorError, RuntimeError) as error:

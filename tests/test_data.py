@@ -182,9 +182,7 @@ def test_data_that_are_not_grey_cannot_be_binarized(tmp_path, array, facts):
 # -- names and arguments ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"), [("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("cat", None)]
-)
+@pytest.mark.parametrize(("given", "meant"), [("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("cat", None)])
 def test_unknown_name_lists_the_known_ones(given, meant):
     with pytest.raises(ValueError) as error:
         load(given)
@@ -258,9 +256,7 @@ def test_omniglot_is_read_as_published(tmp_path, monkeypatch):
         {"data": train, "testdata": test, "target": alphabets[:, :1400], "testtarget": alphabets[:, 1400:]},
     )
     (tmp_path / "chardata.mat").write_bytes(buffer.getvalue())
-    monkeypatch.setattr(
-        sets, "OMNIGLOT", dataclasses.replace(sets.OMNIGLOT, checksum=sha256(buffer.getvalue()))
-    )
+    monkeypatch.setattr(sets, "OMNIGLOT", dataclasses.replace(sets.OMNIGLOT, checksum=sha256(buffer.getvalue())))
 
     grey = load("omniglot", data_dir=tmp_path, binarize="none", download=False)
     assert (len(grey.train), len(grey.validation), len(grey.test)) == (55, 1345, 30)
@@ -274,9 +270,7 @@ def test_omniglot_is_read_as_published(tmp_path, monkeypatch):
 
     binary = load("omniglot", data_dir=tmp_path, download=False)
     stream = np.random.RandomState(777)
-    assert np.array_equal(
-        binary.validation.flatten(1), stream.binomial(1, grey.validation.flatten(1).numpy())
-    )
+    assert np.array_equal(binary.validation.flatten(1), stream.binomial(1, grey.validation.flatten(1).numpy()))
     assert np.array_equal(binary.test.flatten(1), stream.binomial(1, grey.test.flatten(1).numpy()))
     assert binary.binarization == "dynamic" and torch.equal(binary.train.probs, grey.train)
 
@@ -294,9 +288,7 @@ def test_cifar10_is_read_as_published(tmp_path, monkeypatch):
             info.size = part.size
             tar.addfile(info, io.BytesIO(part.tobytes()))
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(buffer.getvalue())
-    monkeypatch.setattr(
-        sets, "CIFAR10", dataclasses.replace(sets.CIFAR10, checksum=sha256(buffer.getvalue()))
-    )
+    monkeypatch.setattr(sets, "CIFAR10", dataclasses.replace(sets.CIFAR10, checksum=sha256(buffer.getvalue())))
 
     data = load("cifar10", data_dir=tmp_path, download=False)
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
@@ -355,7 +347,5 @@ def test_real_frey_faces():
     assert np.array_equal(torch.cat([data.train[:], data.validation, data.test]), images)
     # The file of the first publication holds the same pixels, one column for each image.
     buffer = io.BytesIO()
-    savemat(
-        buffer, {"ff": images[np.argsort(np.random.RandomState(0).permutation(1965))].reshape(1965, 560).T}
-    )
+    savemat(buffer, {"ff": images[np.argsort(np.random.RandomState(0).permutation(1965))].reshape(1965, 560).T})
     assert len(sets.FREY_FACES.verified(buffer.getvalue())) == 1965 * 560

@@ -1,0 +1,98 @@
+"""Every prior with every posterior, decoder and objective: all of them train and score, refusals are listed here."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe
+from ppgen.inference import dreg, elbo, fit, iwae, log_likelihood, renyi, sticking_the_landing, warmup
+
+OBJECTIVES = {
+    "elbo": lambda: elbo(),
+    "analytic": lambda: elbo(analytic_kl=True),
+    "annealed": lambda: elbo(beta=warmup(1), free_bits=0.1),
+    "iwae": lambda: iwae(3),
+    "sticking": lambda: sticking_the_landing(),
+    "dreg": lambda: dreg(3),
+    "renyi": lambda: renyi(0.5, 3),
+}
+DATA = {
+    "binary": torch.bernoulli(torch.full((12, 1, 3, 3), 0.4)),
+    "real": torch.rand(12, 1, 3, 3),
+    "levels": torch.randint(8, (12, 1, 3, 3), dtype=torch.uint8),
+}
+LEVELS = {"binary": 2, "real": None, "levels": 8}
+# Combinations that are refused, each with its reason: none.
+REFUSED: dict[tuple[str, str, str, str], str] = {}
+
+EVERY = list(itertools.product(PRIORS, POSTERIORS, DECODERS, OBJECTIVES))
+
+
+def pairwise(combinations):
+    """A few combinations in which every two parts of different kinds meet: greedily, the one with most new pairs."""
+
+    def meetings(combination):
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    missing = set().union(*map(meetings, combinations))
+    chosen = []
+    while missing:
+        best = max(combinations[len(chosen) % 7 :: 7], key=lambda c: len(meetings(c) & missing))
+        if not meetings(best) & missing:
+            best = max(combinations, key=lambda c: len(meetings(c) & missing))
+        chosen.append(best)
+        missing -= meetings(best)
+    return chosen
+
+
+FEW = pairwise(EVERY)
+
+
+def train_and_score(prior, posterior, decoder, objective):
+    kind = DECODERS[decoder].kind
+    x = DATA[kind]
+    recipe = Recipe(
+        prior,
+        posterior,
+        (1, 3, 3),
+        latent_dim=2,
+        num_components=3,
+        hidden=(5,),
+        decoder=decoder,
+        num_levels=LEVELS[kind],
+    )
+    torch.manual_seed(0)
+    pair = recipe.build(x)
+    before = [p.detach().clone() for p in pair.parameters()]
+    history = fit(pair, x, loss=OBJECTIVES[objective](), epochs=2, batch_size=6, seed=0, progress=False)
+    assert all(math.isfinite(value) for value in history.loss)
+    moved = [bool((p != q).any()) for p, q in zip(pair.parameters(), before, strict=True)]
+    assert sum(moved) >= len(moved) - 2  # biases of outputs that this data never needs may rest
+    estimate = log_likelihood(pair, x, num_samples=3)
+    assert estimate.values.isfinite().all()
+    assert (estimate.elbo <= estimate.values + 1e-9).all()
+
+
+def test_the_product_is_of_the_size_that_is_claimed():
+    assert len(EVERY) >= 400 and len(FEW) < 200
+    assert set(REFUSED) <= set(EVERY)
+
+
+@pytest.mark.parametrize("combination", FEW, ids="-".join)
+def test_every_two_parts_meet(combination):
+    train_and_score(*combination)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prior", "posterior"), list(itertools.product(PRIORS, POSTERIORS)))
+def test_the_whole_product(prior, posterior):
+    failed = {}
+    for decoder, objective in itertools.product(DECODERS, OBJECTIVES):
+        combination = (prior, posterior, decoder, objective)
+        try:
+            train_and_score(*combination)
+        except (ValueError, RuntimeError, AssertionError, FloatingPointError) as error:
+            failed[combination] = str(error)
+    assert set(failed) == {c for c in REFUSED if c[:2] == (prior, posterior)}, failed
