@@ -85,7 +85,7 @@ class IAF(nn.Module):
 
 
 class Spline(nn.Module):
-    r"""Neural spline flow: monotone rational-quadratic splines, coupling or autoregressive, on standardised noise.
+    r"""Neural spline flow: monotone rational-quadratic splines on standardised noise.
 
     .. math:: z = \mu + \sigma \odot f(\epsilon; h), \qquad f = f_T \circ \dots \circ f_1
 
