@@ -436,7 +436,7 @@ def _print_table(result: Comparison, title: str) -> None:
             f"{row['seconds']:.0f}",
         )
     if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console = Console(width=140)
+        console = Console(width=200)
     console.print(table)
 
 
