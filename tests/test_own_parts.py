@@ -1,0 +1,73 @@
+"""Parts of a user's own in a run: used by import path, written down, and loaded only where they are allowed."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from ppgen import cli
+from ppgen.catalogue import Recipe
+from ppgen.inference import History
+from ppgen.runs import load_run, save_run
+
+SOURCE = """
+import torch
+from torch import nn
+from torch.distributions import Independent, Laplace
+
+class Peaked(nn.Module):
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self, *context):
+        return Independent(Laplace(0.0, self.log_scale.exp()), 1)
+
+class Picky(nn.Module):
+    def __init__(self, latent_dim):
+        raise ValueError(f"Picky: latent_dim must be even, got {latent_dim}.")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop("mine", None)
+
+
+def test_a_run_with_a_foreign_part_is_loaded_only_if_it_is_allowed(module, tmp_path):
+    recipe = Recipe("mine:Peaked", "diagonal", (1, 3, 3), latent_dim=2, hidden=(4,))
+    pair = recipe.build()
+    with torch.no_grad():
+        pair.prior.log_scale += 1
+    save_run(tmp_path / "run", pair, recipe, data={}, training={}, history=History())
+    del sys.modules["mine"]
+    with pytest.raises(ValueError, match=r"mine:Peaked.*--allow mine:Peaked"):
+        load_run(tmp_path / "run")
+    assert "mine" not in sys.modules
+    again, _ = load_run(tmp_path / "run", ["mine:Peaked"])
+    assert torch.equal(again.prior.log_scale, torch.ones(2))
+
+
+def test_a_refused_cell_is_a_row_with_its_reason(module, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    options = ["--epochs", "1", "--warmup", "0", "--patience", "0", "--num-samples", "5", "--latent-dim", "3"]
+    arguments = ["ppgen", "compare", "--prior", "mine:Peaked,mine:Picky", "--posterior", "diagonal", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments + options)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "Refused: mine:Picky + diagonal: Picky: latent_dim must be even, got 3." in capsys.readouterr().out
+    rows = (out / "comparison.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[2].startswith("mine:Picky + diagonal") and rows[2].endswith('got 3."')
+
+
+@pytest.mark.parametrize("path", ["nowhere:Prior", "torch:NoSuchPrior", "no module:X"])
+def test_what_cannot_be_imported_is_named(path):
+    with pytest.raises(ValueError, match=f"{path}.*cannot be imported"):
+        Recipe(path, "diagonal", (4,), latent_dim=2, hidden=(4,)).build()
