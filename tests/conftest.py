@@ -10,10 +10,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def global_param_store():
-    """Pyro's global parameter store, for a test that fills it on purpose; emptied again after it."""
-    pyro.clear_param_store()
-    yield pyro.get_param_store()
-    pyro.clear_param_store()
+    """Pyro's global parameter store, empty, for a test that fills it on purpose; as it was again after it."""
+    store = pyro.get_param_store()
+    with store.scope():
+        yield store
 
 
 def flags():
@@ -26,11 +26,15 @@ def flags():
     )
 
 
+def stored_values():
+    return {name: value.detach().flatten().tolist() for name, value in pyro.get_param_store().items()}
+
+
 @pytest.fixture(autouse=True)
 def unchanged_globals(request):
     torch.manual_seed(0)
-    before, stored = flags(), set(pyro.get_param_store().keys())
+    before, stored = flags(), stored_values()
     yield
     assert flags() == before, "the test changed validation, the default dtype or the grad mode of the process"
     if "global_param_store" not in request.fixturenames:
-        assert set(pyro.get_param_store().keys()) == stored, "the test filled Pyro's global parameter store"
+        assert stored_values() == stored, "the test filled Pyro's global parameter store"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import device_batch, log_prob, measure, per_datum, positive_integer, run, sites
+from ppgen.inference.weights import device_batch, log_prob, measure, per_datum, run, sites
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["LatentReport", "latent_report"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
 from ppgen.inference.psis import TailAccumulator
-from ppgen.inference.weights import Structure, device_batch, measure, positive_integer, weigh
+from ppgen.inference.weights import Structure, device_batch, measure, weigh
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["Estimate", "log_likelihood"]

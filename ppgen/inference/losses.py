@@ -22,11 +22,11 @@ from ppgen.inference.weights import (
     log_prob,
     measure,
     per_datum,
-    positive_integer,
     run,
     sites,
     weigh,
 )
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted
 
 __all__ = ["ELBO", "IWAE", "as_loss", "elbo", "iwae"]

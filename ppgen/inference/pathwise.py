@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ppgen.inference.losses import Measured
 from ppgen.inference.modes import modules_of
-from ppgen.inference.weights import PARTICLES, Program, Structure, combine, log_prob, positive_integer, sites, weigh
+from ppgen.inference.weights import PARTICLES, Program, Structure, combine, log_prob, sites, weigh
+from ppgen.nn.shapes import positive_integer
 
 __all__ = ["DReG", "Renyi", "StickingTheLanding", "dreg", "renyi", "sticking_the_landing"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import device_batch, positive_integer, sites
+from ppgen.inference.weights import device_batch, sites
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["decode", "encode", "reconstruct", "sample"]

@@ -27,7 +27,8 @@ from ppgen.inference.batches import (
 from ppgen.inference.losses import elbo
 from ppgen.inference.modes import device_of, modules_of, seeded, training
 from ppgen.inference.svi import SVI, OptimizerFactory
-from ppgen.inference.weights import device_batch, positive_integer
+from ppgen.inference.weights import device_batch
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["History", "fit", "train"]

@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.modes import device_of, seeded
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["log_weights"]
@@ -251,13 +252,6 @@ def combine(
             score = log_q if score is None else score + log_q
     assert isinstance(total, Tensor)
     return Weighted(total, score)
-
-
-def positive_integer(name: str, value: Any) -> int:
-    """A count that a user gave, checked."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-    return value
 
 
 def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[str] = ()) -> Tensor:
