@@ -111,7 +111,7 @@ def comparison(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.set_yticks(places, [r["name"] for r in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("log p(x) minus the best (nats per datum; bars: ± 2 paired standard errors)", fontsize=9)
+    axes.set_xlabel("log p(x) minus the best, in nats (bars: ± 2 paired s.e.)", fontsize=9)
     if any(r["is_lower_bound"] for r in rows):
         axes.set_title("open marks: lower bounds (k-hat is too large for more than 1 % of the data)", fontsize=8)
     figure.savefig(path, dpi=150)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ppgen import decoders, posteriors, priors
 from ppgen import nn as networks
-from ppgen.inference import dreg, elbo, fit, iwae, renyi, sticking_the_landing
+from ppgen.inference import dreg, elbo, fit, iwae, renyi, sticking_the_landing, stratified
 from ppgen.models import VAE, Custom
 from ppgen.pair import data_plate, sample
 
@@ -148,3 +148,36 @@ def test_what_cannot_be_done_is_refused():
         renyi(1.0, 5)
     with pytest.raises(ValueError, match="num_particles must be a positive whole number, got 0"):
         dreg(0)
+
+
+def mixture_pair():
+    net = networks.MLP(3, 8, posteriors.MixtureOfGaussians.num_outputs(3, num_components=3))
+    return VAE(priors.StandardNormal(3), Decoder(), posteriors.MixtureOfGaussians(net, 3, num_components=3))
+
+
+def test_strata_have_the_mean_of_the_elbo_and_less_variance():
+    vae, x = mixture_pair(), torch.randn(10, 3)
+    mean, error = mean_and_error(stratified(), vae, x)
+    expected, other = mean_and_error(elbo(num_particles=3), vae, x)
+    assert ((mean - expected).abs() < 4.5 * (error.square() + other.square()).sqrt() + 1e-6).all()
+    assert error.square().sum() < other.square().sum()
+
+
+def test_weighted_strata_lie_between_the_elbo_and_the_likelihood():
+    vae, x = mixture_pair(), torch.randn(10, 3)
+    with torch.no_grad():
+        draws = torch.stack([stratified(importance_weighted=True)(vae.model, vae.guide, x) for _ in range(800)])
+        lower = torch.stack([stratified()(vae.model, vae.guide, x) for _ in range(800)])
+        weights = torch.stack(
+            [(-stratified(importance_weighted=True)(vae.model, vae.guide, x[:1])).exp() for _ in range(4000)]
+        )
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(-1)
+    assert -lower.mean() < -draws.mean() < exact.mean() + 4 * draws.std() / math.sqrt(800)
+    error = weights.std() / math.sqrt(4000)
+    assert (weights.mean() - exact[0].exp()).abs() < 4 * error  # the weighted sum is unbiased for p(x)
+
+
+def test_strata_need_a_mixture():
+    vae = pair()
+    with pytest.raises(ValueError, match="draws its one latent from a mixture"):
+        stratified()(vae.model, vae.guide, torch.randn(4, 3))

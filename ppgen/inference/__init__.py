@@ -3,7 +3,7 @@
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
-from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing
+from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
 from ppgen.inference.predict import decode, encode, reconstruct, sample
 from ppgen.inference.schedules import warmup
 from ppgen.inference.svi import SVI
@@ -28,6 +28,7 @@ __all__ = [
     "renyi",
     "sample",
     "sticking_the_landing",
+    "stratified",
     "train",
     "warmup",
 ]

@@ -16,12 +16,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppgen.distributions import Mixture
 from ppgen.inference.losses import Measured
 from ppgen.inference.modes import modules_of
 from ppgen.inference.weights import PARTICLES, Program, Structure, combine, log_prob, sites, weigh
 from ppgen.nn.shapes import positive_integer
+from ppgen.pair import unadapted
 
-__all__ = ["DReG", "Renyi", "StickingTheLanding", "dreg", "renyi", "sticking_the_landing"]
+__all__ = ["DReG", "Renyi", "StickingTheLanding", "Stratified", "dreg", "renyi", "sticking_the_landing", "stratified"]
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -209,6 +211,80 @@ class Renyi(nn.Module):
         return -bound.mean()
 
 
+class _Stratify(poutine.messenger.Messenger):
+    """Draws the k-th particle of a mixture's site from its k-th component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_weights: Tensor | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        mixture = unadapted(msg["fn"])
+        if msg["is_observed"] or not isinstance(mixture, Mixture):
+            return
+        if self.log_weights is not None:
+            raise ValueError(
+                "stratified takes a guide of one mixture, and this one draws from a second: use elbo or iwae."
+            )
+        strata = mixture.components.rsample()  # (N, K, *event)
+        event_dim = len(mixture.event_shape)
+        msg["value"], msg["done"] = strata.movedim(strata.dim() - event_dim - 1, 0), True
+        self.log_weights = mixture.logits.log_softmax(-1).movedim(-1, 0)  # (K, N)
+
+
+class Stratified(nn.Module):
+    r"""The negative bound of a mixture posterior, with a draw from each of its components in place of K from the whole.
+
+    .. math::
+        -\sum_{k=1}^{K} \pi_k(x) \log \frac{p(x, z_k)}{q(z_k \mid x)} \qquad \text{or, importance weighted,} \qquad
+        -\log \sum_{k=1}^{K} \pi_k(x) \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q_k(z \mid x)
+
+    Unbiased for the ELBO, and a bound of log p(x) in the second form; the gradient of the mixture's weights is exact
+    given the draws. The decoder runs once for each component.
+
+    References:
+        Automatic Differentiation Variational Inference with Mixtures (Morningstar et al., 2021),
+        https://arxiv.org/abs/2003.01687
+
+    Args:
+        importance_weighted: whether the weights are averaged inside the logarithm.
+
+    Raises:
+        ValueError: (when called) a guide that does not draw its one latent from a mixture such as
+            ``posteriors.MixtureOfGaussians``, plates inside the data plate, or enumerated sites.
+
+    Example:
+        >>> loss = stratified()
+    """
+
+    def __init__(self, *, importance_weighted: bool = False) -> None:
+        super().__init__()
+        self.importance_weighted = importance_weighted
+        self._measured = Measured()
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        if structure.nesting != 1 or structure.enumerated:
+            raise ValueError("stratified takes pairs whose only plate is the data's and that enumerate nothing.")
+        with _Stratify() as strata:
+            drawn = poutine.trace(guide).get_trace(*batch)
+        if strata.log_weights is None or len([s for s in sites(drawn).values() if not s["is_observed"]]) != 1:
+            raise ValueError(
+                "stratified takes a guide that draws its one latent from a mixture, such as "
+                "posteriors.MixtureOfGaussians: use elbo or iwae with others."
+            )
+        num_components = len(strata.log_weights)
+        plate = pyro.plate(PARTICLES, num_components, dim=-2)
+        with plate:
+            model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
+        log_w = combine(model_trace, drawn, 1, num_components).log_weights
+        if self.importance_weighted:
+            return -(strata.log_weights + log_w).logsumexp(0).mean()
+        return -(strata.log_weights.exp() * log_w).sum(0).mean()
+
+
 sticking_the_landing = StickingTheLanding
+stratified = Stratified
 dreg = DReG
 renyi = Renyi
