@@ -251,24 +251,33 @@ def train_vae(
     print(f"Written to {out}: config.json, model.safetensors, history.json, metrics.json, {', '.join(pictures)}")
 
 
+def _visible(values: torch.Tensor, num_levels: int | None) -> torch.Tensor:
+    """Data as brightness in [0, 1]."""
+    return values.float() / (num_levels - 1) if num_levels else values.float()
+
+
 def _draw(pair: VAE, loaded: datasets.Dataset, history: Any, out: Path, seed: int) -> list[str]:
     plots.losses(history, out / "losses.png")
     names = ["losses.png"]
     if not plots.is_picture(loaded.event_shape):
         return names
-    plots.images(
-        sample(pair, 64, mean=True, seed=seed), out / "samples.png", title="means of p(x | z), z from the prior"
-    )
+    levels = loaded.num_levels
+    drawn = _visible(sample(pair, 64, mean=True, seed=seed), levels)
+    plots.images(drawn, out / "samples.png", title="means of p(x | z), z from the prior")
     given = loaded.test[:32]
     both = torch.stack([given.float(), reconstruct(pair, given, seed=seed)], 1).flatten(0, 1)
-    plots.images(both, out / "reconstructions.png", title="test data, each with its reconstruction to the right")
+    plots.images(
+        _visible(both, levels),
+        out / "reconstructions.png",
+        title="test data, each with its reconstruction to the right",
+    )
     names += ["samples.png", "reconstructions.png"]
     if isinstance(pair.prior, VampPrior):
         inputs = pair.prior.pseudo_inputs.detach().clamp(pair.prior.low, pair.prior.high).cpu()
-        plots.images(inputs[:64], out / "pseudo_inputs.png", title="pseudo-inputs")
+        plots.images(_visible(inputs[:64], levels), out / "pseudo_inputs.png", title="pseudo-inputs")
         names.append("pseudo_inputs.png")
     if encode(pair, loaded.test[:1]).shape[-1] == 2:
-        plots.manifold(pair, out / "manifold.png")
+        plots.manifold(pair, out / "manifold.png", top=levels - 1 if levels else 1)
         names.append("manifold.png")
     return names
 
@@ -317,7 +326,8 @@ def sample_run(
         raise ValueError(
             f"The data of {run} have shape {tuple(shape)}, which is no picture: use ppgen.inference.sample."
         )
-    plots.images(sample(pair, num, mean=not draws, seed=seed), out)
+    drawn = sample(pair, num, mean=not draws, seed=seed)
+    plots.images(_visible(drawn, config["recipe"]["num_levels"]), out)
     print(f"{num} samples in {out}")
 
 
@@ -403,7 +413,8 @@ def compare(
     plots.comparison(result.rows, out / "comparison.png")
     files = ["comparison.csv", "comparison.json", "comparison.png"]
     if plots.is_picture(loaded.event_shape):
-        groups = {name: sample(pair, 36, mean=True, seed=seed) for name, pair in pairs.items()}
+        means = {name: sample(pair, 36, mean=True, seed=seed) for name, pair in pairs.items()}
+        groups = {name: _visible(mean, loaded.num_levels) for name, mean in means.items()}
         plots.sheet(groups, out / "samples.png", columns=len({q for _, q in chosen}))
         files.append("samples.png")
     _print_table(result, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, S = {num_samples}")

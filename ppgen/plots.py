@@ -90,11 +90,18 @@ def losses(history: History, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def manifold(pair: Any, path: Path, *, side: int = 20) -> None:
-    """What the decoder makes of a grid over a two-dimensional latent, at quantiles of the standard normal."""
+def manifold(pair: Any, path: Path, *, side: int = 20, top: float = 1.0) -> None:
+    """What the decoder makes of a grid over a two-dimensional latent, at quantiles of the standard normal.
+
+    Args:
+        pair: with a latent of two dimensions.
+        path: the file to write.
+        side: pictures in a row, and rows.
+        top: the value of the data that is shown as white.
+    """
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, side))
     z = torch.stack(torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij"), -1).reshape(-1, 2).flip(-1)
-    images(decode(pair, z), path, columns=side, title="p(x | z) over the latent plane")
+    images(decode(pair, z) / top, path, columns=side, title="p(x | z) over the latent plane")
 
 
 def comparison(rows: list[dict[str, Any]], path: Path) -> None:
