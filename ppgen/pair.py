@@ -24,7 +24,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
-__all__ = ["Custom", "Pair", "adapt", "data_plate", "expose_parameters", "sample"]
+__all__ = ["Custom", "Pair", "adapt", "data_plate", "expose_parameters", "observed", "sample"]
 
 
 @runtime_checkable
@@ -139,6 +139,27 @@ def data_plate(*batch: Any) -> AbstractContextManager[Any]:
         if member is not None:
             return pyro.plate("data", len(member), dim=-1)
     return nullcontext()
+
+
+def observed(x: Tensor, mask: Tensor | None, *, with_mask: bool = False) -> Tensor:
+    r"""What an encoder sees of incomplete data: zeros where nothing was observed.
+
+    Args:
+        x: (N, \*event).
+        mask: of the same shape, True where x was observed; None where all of it was.
+        with_mask: whether the mask follows as further channels (of a vector: entries).
+
+    Shape:
+        (N, \*event), or with twice as many channels.
+
+    Example:
+        >>> observed(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]), with_mask=True)
+        tensor([[1., 0., 1., 0.]])
+    """
+    seen = x if mask is None else torch.where(mask, x, torch.zeros_like(x))
+    if not with_mask:
+        return seen
+    return torch.cat([seen, torch.ones_like(x) if mask is None else mask.to(x.dtype)], 1)
 
 
 def _collects_parameters() -> bool:
@@ -281,20 +302,20 @@ class Custom(nn.Module):
         # Not remembered in _sites: a deepcopy or a move to a device may replace what sites holds.
         return self.sites[key]
 
-    def _run(self, function: Callable[..., Any], *batch: Any) -> Any:
+    def _run(self, function: Callable[..., Any], *batch: Any, **mask: Tensor) -> Any:
         with ExitStack() as stack:
             if not _collects_parameters():  # keeps a PyroModule's (an autoguide's) parameters in the module
                 stack.enter_context(pyro.settings.context(module_local_params=True))
             stack.enter_context(_PrivateStore(self))
-            return function(*batch)
+            return function(*batch, **mask)
 
-    def model(self, *batch: Any) -> Any:
+    def model(self, *batch: Any, **mask: Tensor) -> Any:
         """The model, with its ``param`` sites answered from this pair."""
-        return self._run(self._functions[0], *batch)
+        return self._run(self._functions[0], *batch, **mask)
 
-    def guide(self, *batch: Any) -> Any:
+    def guide(self, *batch: Any, **mask: Tensor) -> Any:
         """The guide, with its ``param`` sites answered from this pair."""
-        return self._run(self._functions[1], *batch)
+        return self._run(self._functions[1], *batch, **mask)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Sites appear at the first run; a state that is loaded before it brings them along.

@@ -3,6 +3,7 @@
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
+from .marginal import Marginal, marginal
 from .mixture import Mixture, as_diagonal_normal
 from .univariate import ContinuousBernoulli, RelaxedOneHot
 
@@ -13,10 +14,12 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "LogisticMixture",
+    "Marginal",
     "Mixture",
     "NormalizingFlow",
     "RelaxedOneHot",
     "as_diagonal_normal",
     "compose",
     "diagonal_normal",
+    "marginal",
 ]

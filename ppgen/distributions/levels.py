@@ -208,13 +208,17 @@ class LogisticMixture(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        return self.log_prob_of_pixels(value).sum((-1, -2))
+
+    def log_prob_of_pixels(self, value: Tensor) -> Tensor:
+        r"""The log-probability of each pixel, all its channels together, of shape (\*, H, W)."""
         unit = to_unit(value, self.num_levels, self.loc.dtype).unsqueeze(-4)  # (*, 1, C, H, W)
         channels = unit.unbind(-3)
         log_prob = self.logits.log_softmax(-3)
         for c, channel in enumerate(channels):
             location = self._location(c, self.loc, self.coefficients, channels[:c])
             log_prob = log_prob + log_mass(channel, location, self.log_scale[..., c, :, :], self.num_levels)
-        return log_prob.logsumexp(-3).sum((-1, -2))
+        return log_prob.logsumexp(-3)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():

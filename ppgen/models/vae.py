@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppgen.pair import data_plate, expose_parameters, sample
+from ppgen.distributions import marginal
+from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["VAE"]
 
@@ -20,6 +21,10 @@ class VAE(nn.Module):
     Any prior goes with any decoder and any posterior: each is a module whose ``forward(*context)`` returns a
     distribution. An unconditional prior ignores ``y``.
 
+    Use it wherever data are plenty and a latent of some tens of numbers explains them; its likelihood is estimated by
+    importance sampling (:func:`ppgen.inference.log_likelihood`). Incomplete data are trained on and evaluated with a
+    mask: what is missing is integrated out, and the posterior sees zeros in its place.
+
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
         Learning Structured Output Representation using Deep Conditional Generative Models
@@ -29,6 +34,8 @@ class VAE(nn.Module):
         prior: called as ``prior(*y)``; the distribution of the latent site ``z``.
         decoder: called as ``decoder(z, *y)``; the distribution of the observed site ``x``.
         posterior: called as ``posterior(x, *y)``; the guide's distribution of ``z``.
+        sees_mask: whether the posterior sees, behind ``x`` as further channels (of a vector: entries), what of it was
+            observed: its network then takes (2 C, H, W) in place of (C, H, W), or 2 D numbers in place of D.
 
     Shape:
         ``x``: (N, *event), ``y``: (N, ...), ``z``: (N, latent_dim); a particle axis may stand before N.
@@ -45,7 +52,9 @@ class VAE(nn.Module):
         torch.Size([5, 64])
     """
 
-    def __init__(self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module) -> None:
+    def __init__(
+        self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module, *, sees_mask: bool = False
+    ) -> None:
         super().__init__()
         for name, part in (("prior", prior), ("decoder", decoder), ("posterior", posterior)):
             if not isinstance(part, nn.Module):
@@ -56,16 +65,17 @@ class VAE(nn.Module):
         self.prior = prior
         self.decoder = decoder
         self.posterior = posterior
+        self.sees_mask = sees_mask
 
-    def model(self, x: Tensor | None = None, *y: Any) -> Tensor:
+    def model(self, x: Tensor | None = None, *y: Any, mask: Tensor | None = None) -> Tensor:
         """p(z | y) p(x | z, y). With neither ``x`` nor ``y``: one draw for each plate that is open."""
         expose_parameters(self)
         with data_plate(x, *y):
             z = sample("z", self.prior(*y))
-            return sample("x", self.decoder(z, *y), obs=x)
+            return sample("x", marginal(self.decoder(z, *y), mask), obs=x)
 
-    def guide(self, x: Tensor, *y: Any) -> Tensor:
+    def guide(self, x: Tensor, *y: Any, mask: Tensor | None = None) -> Tensor:
         """q(z | x, y)."""
         expose_parameters(self)
         with data_plate(x, *y):
-            return sample("z", self.posterior(x, *y))
+            return sample("z", self.posterior(observed(x, mask, with_mask=self.sees_mask), *y))
