@@ -45,7 +45,7 @@ print(any(event == "open" and "digits" in name for event, name in events))
 
 
 def test_every_named_set_has_one_line():
-    assert list(describe()) == ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "freyfaces"]
+    assert list(describe()) == ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "freyfaces", "shapes"]
     assert all(line and "\n" not in line for line in describe().values())
 
 

@@ -15,9 +15,10 @@ from ppgen.data.binarize import SEED, Binarization, DynamicBinarization, draw, p
 from ppgen.data.fetch import PublishedFile, obtain
 from ppgen.data.files import read_path
 from ppgen.data.sets import KNOWN_SETS
+from ppgen.data.shapes import factorised_shapes
 from ppgen.data.source import Source
 
-__all__ = ["Binarization", "Dataset", "DynamicBinarization", "describe", "load"]
+__all__ = ["Binarization", "Dataset", "DynamicBinarization", "describe", "factorised_shapes", "load"]
 
 PATH_SUFFIXES = (".npz", ".npy", ".pt")
 
@@ -44,7 +45,7 @@ class Dataset:
     Shape:
         - train, validation, test: (N, C, H, W) for images, (N, D) otherwise; float32 for binary and real
           data, uint8 for levels
-        - labels: (N,), int64
+        - labels: (N,), int64; (N, F), a column a factor, for `"shapes"`
     """
 
     name: str

@@ -8,6 +8,7 @@ import numpy as np
 from ppgen.data.binarize import Binarization
 from ppgen.data.fetch import PublishedFile
 from ppgen.data.formats import frey_pixels, gunzip, matlab_images, read_cifar, read_idx, read_mat
+from ppgen.data.shapes import factorised_shapes
 from ppgen.data.source import SPLIT_SEED, Source, permutation
 
 Obtain = Callable[[Sequence[PublishedFile]], list[bytes]]  # verified contents of files
@@ -177,6 +178,18 @@ def _freyfaces(obtain: Obtain) -> Source:
     )
 
 
+def _shapes(obtain: Obtain) -> Source:
+    images, factors = (array.numpy() for array in factorised_shapes())
+    order = permutation(len(images))
+    return Source(
+        data=images[order],
+        sizes=(13_824, 1_728, 1_728),
+        num_levels=2,
+        split=f"after a shuffle of the whole grid with seed {SPLIT_SEED}",
+        labels=factors[order],  # a column a factor
+    )
+
+
 KNOWN_SETS = {
     "digits": KnownSet(
         "handwritten digits, 1,797 images of 8 × 8 in 17 grey levels, embedded in scikit-learn",
@@ -211,5 +224,11 @@ KNOWN_SETS = {
     "cifar10": KnownSet("objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"),
     "freyfaces": KnownSet(
         "faces of one person in a video, 1,965 images of 28 × 20 in 256 grey levels", _freyfaces, "none"
+    ),
+    "shapes": KnownSet(
+        "three shapes in every scale, rotation and position of a grid, 17,280 binary images of 32 × 32 made by ppgen, "
+        "with their factors",
+        _shapes,
+        "none",
     ),
 }

@@ -22,7 +22,7 @@ class Source:
 
     Shape:
         - data: (N, C, H, W) or (N, D)
-        - labels: (N,)
+        - labels: (N,), or (N, F) where a datum has several
     """
 
     data: np.ndarray
