@@ -1,6 +1,16 @@
 """Model/guide pairs, one family a file."""
 
+from ppgen.models.hierarchical import HierarchicalVAE
+from ppgen.models.ladder import LadderVAE
+from ppgen.models.semisupervised import SemiSupervisedVAE, StackedSemiSupervisedVAE
 from ppgen.models.vae import VAE
 from ppgen.pair import Custom
 
-__all__ = ["VAE", "Custom"]
+__all__ = [
+    "VAE",
+    "Custom",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "SemiSupervisedVAE",
+    "StackedSemiSupervisedVAE",
+]

@@ -1,5 +1,6 @@
 """Networks: pure torch, from one event shape to another; they know no distribution."""
 
+from .branches import GatedBranches
 from .conv import ConvNet, DeconvNet, GatedConv2d
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
@@ -9,6 +10,7 @@ __all__ = [
     "MLP",
     "ConvNet",
     "DeconvNet",
+    "GatedBranches",
     "GatedConv2d",
     "GatedLinear",
     "GatedMLP",
