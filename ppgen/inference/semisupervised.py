@@ -1,0 +1,134 @@
+r"""What labels bring to training, and what a pair says of the labels of new data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppgen.inference.batches import checked_rows
+from ppgen.inference.likelihood import log_likelihood
+from ppgen.inference.losses import as_loss, elbo
+from ppgen.inference.modes import evaluating
+from ppgen.inference.predict import _Mean
+from ppgen.inference.weights import Program, device_batch
+from ppgen.nn.shapes import positive_integer
+from ppgen.pair import Pair, unadapted
+
+__all__ = ["SemiSupervised", "classify", "semi_supervised"]
+
+
+class SemiSupervised(nn.Module):
+    r"""An objective plus the classification loss of the rows that have a label.
+
+    .. math::
+        \mathcal{J}^\alpha = \frac{1}{N} \Bigl(\sum_{n} \mathcal{J}(x_n, y_n)
+            + \alpha \sum_{n:\, y_n \ge 0} -\log q(y_n \mid x_n)\Bigr)
+
+    The bound of a labelled row does not contain q(y | x), so without this term the classifier would learn from
+    unlabelled rows alone. q(y | x) is the guide's site ``y`` when all labels are withheld (−1).
+
+    The paper has :math:`\alpha = 0.1 \, N / N_{\text{labelled}}`, with both numbers counted as batches hold them: where
+    labelled rows are repeated so that they make up a share r of the batches, α = 0.1 / r.
+
+    References:
+        Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014),
+        https://arxiv.org/abs/1406.5298
+
+    Args:
+        alpha: the weight of the classification loss of a labelled row, against the objective of one row.
+        loss: the objective 𝒥 of all rows; the ELBO by default.
+
+    Raises:
+        ValueError: a negative alpha; when called, a pair whose guide has no site ``y`` to draw.
+
+    Example:
+        >>> loss = semi_supervised(alpha=0.1 * 1297 / 100)
+    """
+
+    def __init__(self, alpha: float, loss: Any = None) -> None:
+        super().__init__()
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha must be a finite number that is not negative, got {alpha!r}.")
+        self.alpha = alpha
+        self.loss = as_loss(elbo() if loss is None else loss)
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"alpha={self.alpha:g}"
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, whose last member holds the labels, a scalar in nats per datum."""
+        y = batch[-1]
+        log_q = _class_logits(guide, batch).log_softmax(-1)
+        of_label = log_q.gather(-1, y.long().clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return self.loss(model, guide, *batch) - self.alpha * torch.where(y >= 0, of_label, 0.0).sum() / len(y)
+
+
+semi_supervised = SemiSupervised
+
+
+def classify(pair: Pair, x: Tensor, *, num_samples: int | None = None, batch_size: int = 1000, seed: int = 0) -> Tensor:
+    r"""The probabilities of the classes of new data under a semi-supervised pair.
+
+    They are the classifier's, q(y | x), or with ``num_samples`` the model's own, by importance sampling:
+
+    .. math:: p(y \mid x) = \frac{p(x, y)}{\sum_{y'} p(x, y')}
+
+    Latents that the guide draws before y (M1+M2's) are set to their means for q(y | x).
+
+    Args:
+        pair: whose batch is ``(x, y)`` and whose guide draws the class at the site ``y`` where a label is −1.
+        x: the data, N rows.
+        num_samples: draws per datum and class of an estimate of p(y | x); q(y | x) if not given.
+        batch_size: how many rows are classified at once.
+        seed: of the noise.
+
+    Shape:
+        (N, C), on the CPU.
+
+    Raises:
+        ValueError: data that is empty or not finite, a bad number, or a guide without a site ``y``.
+
+    Example:
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> ssvae = models.SemiSupervisedVAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2 + 10, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64 + 10, 4)),
+        ...     classifier=nn.MLP(64, 10),
+        ...     num_classes=10,
+        ... )
+        >>> classify(ssvae, torch.zeros(5, 64)).shape
+        torch.Size([5, 10])
+    """
+    rows = checked_rows(x)
+    found = []
+    with evaluating(pair, seed):
+        for (block,) in rows.batches(positive_integer("batch_size", batch_size)):
+            batch = device_batch(pair, (block, torch.zeros(len(block), dtype=torch.long)))
+            found.append(_class_logits(_Mean()(pair.guide), batch).cpu())
+    logits = torch.cat(found)
+    if num_samples is not None:
+        labels = torch.arange(logits.shape[-1]).unsqueeze(-1).expand(-1, len(rows))
+        joint = [log_likelihood(pair, x, y, num_samples=num_samples, seed=seed).values for y in labels]
+        logits = torch.stack(joint, -1)
+    return logits.softmax(-1)
+
+
+def _class_logits(guide: Program, batch: Sequence[Any]) -> Tensor:
+    """The logits of q(y | x): of the guide's site ``y`` when all labels are withheld."""
+    *given, y = batch
+    site = poutine.trace(guide).get_trace(*given, torch.full_like(y, -1)).nodes.get("y")
+    logits = None if site is None or site["is_observed"] else getattr(unadapted(site["fn"]), "logits", None)
+    if logits is None:
+        raise ValueError(
+            "The guide draws no class at a site 'y' when labels are missing, so there is no q(y | x): give it a batch "
+            "whose last member holds the labels, −1 where one is missing, and sample 'y' from a categorical "
+            "distribution, as models.SemiSupervisedVAE does."
+        )
+    return logits
