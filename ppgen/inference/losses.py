@@ -177,6 +177,8 @@ class ELBO(nn.Module):
             vectorize_particles=self.num_particles > 1,
             max_plate_nesting=structure.nesting,
         )
+        if not torch.is_grad_enabled():  # then Pyro's differentiable loss refuses
+            return torch.as_tensor(elbo.loss(model, guide, *batch), device=_device(batch))
         return elbo.differentiable_loss(model, guide, *batch)
 
 
