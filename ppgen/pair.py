@@ -29,12 +29,15 @@ __all__ = ["Custom", "Pair", "adapt", "data_plate", "expose_parameters", "observ
 
 @runtime_checkable
 class Pair(Protocol):
-    """A probabilistic program and its proposal: ``model(*batch)`` and ``guide(*batch)``."""
+    """A probabilistic program and its proposal: ``model(*batch)`` and ``guide(*batch)``.
 
-    def model(self, *batch: Any) -> Any:
+    A pair that takes incomplete data has a keyword ``mask`` in both, True where the first member was observed.
+    """
+
+    def model(self, *batch: Any, **mask: Any) -> Any:
         """Draw latents and observe the batch."""
 
-    def guide(self, *batch: Any) -> Any:
+    def guide(self, *batch: Any, **mask: Any) -> Any:
         """Propose the latents of a batch."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch.distributions import (
     MultivariateNormal,
 )
 
-from ppgen.pair import adapt, unadapted
+from ppgen.pair import unadapted
 
 from .levels import LogisticMixture
 from .mixture import Mixture
@@ -61,13 +62,13 @@ class Marginal(TorchDistribution):
         return self.whole.mean.expand(*self.batch_shape, *self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Marginal:
-        return type(self)(adapt(self.whole).expand(torch.Size(batch_shape)), self.observed_at)
+        return type(self)(self.whole.expand(torch.Size(batch_shape)), self.observed_at)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return adapt(self.whole).expand(self.batch_shape).sample(torch.Size(sample_shape))
+        return self.whole.expand(self.batch_shape).sample(torch.Size(sample_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return adapt(self.whole).expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        return self.whole.expand(self.batch_shape).rsample(torch.Size(sample_shape))
 
     def complete(self, value: Tensor, *, mean: bool = False) -> Tensor:
         r"""The object with its missing elements drawn from p(missing | observed), or at their conditional mean.
@@ -150,8 +151,8 @@ class _Gaussian(Marginal):
     def log_prob(self, value: Tensor) -> Tensor:
         observed = self._observed()
         log_prob = observed.log_prob(self._deviation(value, self.whole.loc))
-        missing = (~self.observed_at).sum(-1)
-        return log_prob + 0.5 * missing * torch.log(torch.tensor(2 * torch.pi, dtype=log_prob.dtype))
+        missing = (~self.observed_at).sum(-1).to(log_prob.dtype)
+        return log_prob + 0.5 * math.log(2 * math.pi) * missing
 
     def complete(self, value: Tensor, *, mean: bool = False) -> Tensor:
         # Matheron's rule: a draw of everything, moved by the regression of its error on what was observed, is a draw

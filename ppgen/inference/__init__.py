@@ -3,9 +3,11 @@
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
+from ppgen.inference.missing import denoise, impute
 from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
 from ppgen.inference.predict import decode, encode, reconstruct, sample
 from ppgen.inference.schedules import warmup
+from ppgen.inference.semisupervised import classify, semi_supervised
 from ppgen.inference.svi import SVI
 from ppgen.inference.train import History, fit, train
 from ppgen.inference.weights import log_weights
@@ -15,11 +17,14 @@ __all__ = [
     "Estimate",
     "History",
     "LatentReport",
+    "classify",
     "decode",
+    "denoise",
     "dreg",
     "elbo",
     "encode",
     "fit",
+    "impute",
     "iwae",
     "latent_report",
     "log_likelihood",
@@ -27,6 +32,7 @@ __all__ = [
     "reconstruct",
     "renyi",
     "sample",
+    "semi_supervised",
     "sticking_the_landing",
     "stratified",
     "train",

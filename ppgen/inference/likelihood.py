@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.psis import TailAccumulator
 from ppgen.inference.weights import Structure, device_batch, measure, weigh
@@ -94,7 +95,7 @@ class Estimate:
         )
 
 
-def log_likelihood(pair: Pair, *batch: Any, num_samples: int = 1000, seed: int = 0) -> Estimate:
+def log_likelihood(pair: Pair, *batch: Any, mask: Any = None, num_samples: int = 1000, seed: int = 0) -> Estimate:
     r"""The marginal log-likelihood of each datum by importance sampling, with the guide as the proposal.
 
     .. math:: \log \hat p(x_n) = \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x_n, z_{sn})}{q(z_{sn} \mid x_n)}
@@ -111,6 +112,8 @@ def log_likelihood(pair: Pair, *batch: Any, num_samples: int = 1000, seed: int =
     Args:
         pair: anything with ``.model`` and ``.guide``, each datum on axis −1 of one plate.
         batch: the data, each member with N rows.
+        mask: True where the first member was observed, of its shape: the likelihood is that of the observed elements,
+            with the missing ones (which may be NaN) integrated out. For pairs that take a mask, as the library's do.
         num_samples: S, draws per datum. With fewer than 25 there is no k-hat, and no estimate is called reliable.
         seed: of the noise.
 
@@ -140,6 +143,7 @@ def log_likelihood(pair: Pair, *batch: Any, num_samples: int = 1000, seed: int =
             raise TypeError(
                 f"{type(pair).__name__} has no .{name}, so it has no likelihood to estimate: it can only be sampled."
             )
+    pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     first = device_batch(pair, rows(slice(0, CELL_DATA)))
     blocks = []

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.weights import device_batch, sites
 from ppgen.nn.shapes import positive_integer
@@ -78,12 +79,13 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = Tr
     return _observe(pair, latents, n, y, mean=mean, seed=seed)
 
 
-def encode(pair: Pair, *batch: Any, mean: bool = True, seed: int | None = None) -> Any:
+def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: int | None = None) -> Any:
     """The guide's latents of a batch: means where the guide's distributions have one, otherwise draws.
 
     Args:
         pair: anything with ``.guide``.
         batch: the data, N rows.
+        mask: True where the first member was observed, if not everywhere.
         mean: the mean of q(z | x) where it has a closed form; otherwise (or with ``mean=False``) a draw.
         seed: of the noise.
 
@@ -93,6 +95,7 @@ def encode(pair: Pair, *batch: Any, mean: bool = True, seed: int | None = None) 
     Raises:
         ValueError: data that is empty or not finite, or a guide without latents.
     """
+    pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     with evaluating(pair, seed):
         given = device_batch(pair, rows(slice(None)))

@@ -25,6 +25,7 @@ from ppgen.inference.batches import (
     observed_supports,
 )
 from ppgen.inference.losses import elbo
+from ppgen.inference.masks import masked
 from ppgen.inference.modes import device_of, modules_of, seeded, training
 from ppgen.inference.svi import SVI, OptimizerFactory
 from ppgen.inference.weights import device_batch
@@ -85,10 +86,14 @@ class _Shuffled:
         return self.rows.batches(self.batch_size, order)
 
 
-def _batches(data: Any, batch_size: int, generator: torch.Generator | None, name: str) -> _Loader | _Shuffled:
-    if isinstance(data, DataLoader) or (
+def _is_loader(data: Any) -> bool:
+    return isinstance(data, DataLoader) or (
         hasattr(data, "__iter__") and not hasattr(data, "shape") and hasattr(data, "dataset")
-    ):
+    )
+
+
+def _batches(data: Any, batch_size: int, generator: torch.Generator | None, name: str) -> _Loader | _Shuffled:
+    if _is_loader(data):
         return _Loader(data, name)
     return _Shuffled(checked_rows(data, name), batch_size, generator)
 
@@ -228,10 +233,12 @@ def fit(
     pair: Pair,
     data: Any,
     *,
+    mask: Any = None,
     loss: Any = None,
     epochs: int,
     batch_size: int = 100,
     validation: Any = None,
+    validation_mask: Any = None,
     patience: int | None = None,
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     seed: int | None = None,
@@ -246,10 +253,13 @@ def fit(
     Args:
         pair: anything with ``.model`` and ``.guide``.
         data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
+        mask: True where the first member of the data was observed, of its shape: only that is trained on. What is
+            missing may be NaN. For pairs that take a mask, as the library's do, and for data in memory.
         loss: ``(model, guide, *batch) -> scalar``: :func:`elbo` (the default), :func:`iwae`, a Pyro ELBO or your own.
         epochs: passes over the data.
         batch_size: rows of a batch; the last one of an epoch may be shorter.
         validation: data whose unannealed loss is watched after each epoch.
+        validation_mask: of the validation data, if they are incomplete too.
         patience: epochs without a better validation loss after which training stops, the best parameters restored.
         optimizer: a torch optimiser or a function of the parameters; one fused Adam at 1e-3 by default.
         seed: of the order of the data and of the noise.
@@ -272,6 +282,13 @@ def fit(
         >>> len(history.loss)
         2
     """
+    if validation_mask is not None and validation is None:
+        raise ValueError("validation_mask was given without validation data: give validation=…, too.")
+    if mask is not None or validation_mask is not None:
+        whole = pair
+        pair, data = _incomplete(whole, data, mask)
+        if validation is not None:
+            _, validation = _incomplete(whole, validation, validation_mask)
     step = SVI(pair, elbo() if loss is None else loss, optimizer)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     for module in (*modules_of(pair), *modules_of(step)):
@@ -286,3 +303,11 @@ def fit(
         seed=seed,
         progress=progress,
     )
+
+
+def _incomplete(pair: Pair, source: Any, mask: Any) -> tuple[Pair, tuple[Any, ...]]:
+    """A pair of batches with masks, and the data with theirs; without a mask all of them was observed."""
+    if _is_loader(source):
+        raise TypeError("mask= is for data in memory: a loader cannot be combined with it. Give tensors or arrays.")
+    x = source[0] if isinstance(source, tuple | list) else source
+    return masked(pair, source, torch.ones(tuple(x.shape), dtype=torch.bool) if mask is None else mask)
