@@ -1,5 +1,7 @@
 """Model/guide pairs, one family a file."""
 
+from ppgen.models.density import DensityNetwork, ExplicitDensity
+from ppgen.models.factor import FactorAnalysis, ProbabilisticPCA
 from ppgen.models.hierarchical import HierarchicalVAE
 from ppgen.models.ladder import LadderVAE
 from ppgen.models.semisupervised import SemiSupervisedVAE, StackedSemiSupervisedVAE
@@ -9,8 +11,12 @@ from ppgen.pair import Custom
 __all__ = [
     "VAE",
     "Custom",
+    "DensityNetwork",
+    "ExplicitDensity",
+    "FactorAnalysis",
     "HierarchicalVAE",
     "LadderVAE",
+    "ProbabilisticPCA",
     "SemiSupervisedVAE",
     "StackedSemiSupervisedVAE",
 ]
