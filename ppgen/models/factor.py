@@ -3,7 +3,7 @@ r"""Factor analysis and probabilistic PCA: Gaussian latents, a linear decoder, a
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +16,7 @@ from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["FactorAnalysis", "ProbabilisticPCA"]
 
-ROWS = 4096  # data whose posteriors are held at once: memory stays bounded however many data there are
+ROWS = 4096  # data whose posteriors are held at once
 
 
 def _posterior(
@@ -146,35 +146,39 @@ class FactorAnalysis(nn.Module):
 
     def posterior(self, x: Tensor, mask: Tensor | None = None) -> Distribution:
         """p(z | x), exactly, given what was observed of each row."""
-        mean, precision = _posterior(self._rows(x, mask), mask, *self._theta(self.loc.dtype))
-        return dist.MultivariateNormal(mean, precision_matrix=precision, validate_args=False)
+        self._check(x, mask)
+        mean, precision = _posterior(x.double(), mask, *self._theta())
+        scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
+        dtype = self.loc.dtype
+        return dist.MultivariateNormal(mean.to(dtype), scale_tril=scale_tril.to(dtype), validate_args=False)
 
     def marginal(self) -> Distribution:
         """p(x), the Gaussian that all of this amounts to."""
         return dist.LowRankMultivariateNormal(self.loc, self.loadings, self.variance, validate_args=False)
 
-    def model(self, x: Tensor | None = None, *y: Any, mask: Tensor | None = None) -> Tensor:
-        """p(z) p(x | z)."""
+    def model(self, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """p(z) p(x | z). With nothing given: one draw for each plate that is open."""
         expose_parameters(self)
-        with data_plate(x, *y):
+        with data_plate(x):
             z = sample("z", self.prior())
             return sample("x", marginal(self.decoder(z), mask), obs=x)
 
-    def guide(self, x: Tensor, *y: Any, mask: Tensor | None = None) -> Tensor:
+    def guide(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """p(z | x): exact, hence every weight equals p(x)."""
         expose_parameters(self)
-        with data_plate(x, *y):
+        with data_plate(x):
             return sample("z", self.posterior(x, mask))
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-density of each row, of what was observed of it, exactly: shape (N,), in nats."""
-        x, parameters = self._rows(x, mask), self._theta(self.loc.dtype)
-        return _log_prob(x, mask, *_posterior(x, mask, *parameters), *parameters)
+        theta = self._theta()
+        blocks = [_log_prob(*rows, *_posterior(*rows, *theta), *theta) for rows in self._blocks(x, mask)]
+        return torch.cat(blocks).to(self.loc.dtype)
 
     @torch.no_grad()
     def score(self, x: Tensor, mask: Tensor | None = None) -> float:
         """The mean of log p(x) over the rows, in nats, as scikit-learn's ``score``."""
-        return self.log_prob(x, mask).mean().item()
+        return self.log_prob(x, mask).double().mean().item()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> None:
@@ -182,7 +186,8 @@ class FactorAnalysis(nn.Module):
 
         Nothing about it is random: every restart begins here.
         """
-        x = self._rows(x, mask).double()
+        self._check(x, mask)
+        x = x.double()
         seen = torch.ones_like(x) if mask is None else mask.double()
         loc = observed(x, mask).sum(0) / seen.sum(0).clamp(min=1)
         centred = observed(x - loc, mask)
@@ -205,16 +210,12 @@ class FactorAnalysis(nn.Module):
         ``hh``: E[h hᵀ] over all rows, (Q + 1, Q + 1). Over the rows in which each coordinate was observed:
         ``hh_seen``: E[h hᵀ], (D or 1, Q + 1, Q + 1), ``xh``: x E[h]ᵀ, (D, Q + 1), and ``xx``: x², (D,).
         """
-        x, parameters = self._rows(x, mask), self._theta(torch.float64)
-        totals: dict[str, Tensor] = {}
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
-            for name, value in self._sums(x[rows].double(), None if mask is None else mask[rows], parameters).items():
-                totals[name] = totals[name] + value if start else value
-        return {name: value / len(x) for name, value in totals.items()}
+        theta = self._theta()
+        sums = [self._sums(*rows, theta) for rows in self._blocks(x, mask)]
+        return {name: torch.stack([each[name] for each in sums]).sum(0) / len(x) for name in sums[0]}
 
-    def _sums(self, x: Tensor, mask: Tensor | None, parameters: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        mean, precision = _posterior(x, mask, *parameters)
+    def _sums(self, x: Tensor, mask: Tensor | None, theta: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        mean, precision = _posterior(x, mask, *theta)
         h = torch.nn.functional.pad(mean, (0, 1), value=1.0)
         covariance = torch.nn.functional.pad(torch.cholesky_inverse(torch.linalg.cholesky(precision)), (0, 1, 0, 1))
         if mask is None:
@@ -225,7 +226,7 @@ class FactorAnalysis(nn.Module):
             hh = each.sum(0)
             hh_seen = _weighted_sums(mask.to(x.dtype).T, each)
         x_seen = observed(x, mask)
-        log_likelihood = _log_prob(x, mask, mean, precision, *parameters).sum()
+        log_likelihood = _log_prob(x, mask, mean, precision, *theta).sum()
         return {
             "hh": hh,
             "hh_seen": hh_seen,
@@ -244,7 +245,7 @@ class FactorAnalysis(nn.Module):
         regression = torch.where(seen[:, None, None], hh_seen, torch.eye(len(hh), dtype=hh.dtype, device=hh.device))
         weights = torch.cholesky_solve(xh.unsqueeze(-1), torch.linalg.cholesky(regression)).squeeze(-1)
         left = xx - (weights * xh).sum(-1)
-        old_loadings, old_loc, old_variance = self._theta(torch.float64)
+        old_loadings, old_loc, old_variance = self._theta()
         if self.isotropic:
             variance = left.sum() / share.sum()
         else:
@@ -256,8 +257,9 @@ class FactorAnalysis(nn.Module):
         latent_tril = torch.linalg.cholesky(hh[:-1, :-1] - latent_loc.outer(latent_loc))
         self._set(loadings @ latent_tril, loc + loadings @ latent_loc, variance)
 
-    def _theta(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        return self.loadings.to(dtype), self.loc.to(dtype), self.variance.to(dtype)
+    def _theta(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W, μ and ψ in float64: where noises are small, precisions are too far apart for float32."""
+        return self.loadings.double(), self.loc.double(), self.variance.double()
 
     def _set(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
         above = (variance - self.min_variance).clamp(min=1e-3 * self.min_variance)
@@ -265,20 +267,25 @@ class FactorAnalysis(nn.Module):
         self.loc.copy_(loc)
         self.log_scale.copy_(0.5 * above.log())
 
-    def _rows(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The data, once their shape is known to be right."""
+    def _blocks(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The rows, some thousands at a time, so that memory stays bounded however many data there are."""
+        self._check(x, mask)
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            yield x[rows].double(), None if mask is None else mask[rows]
+
+    def _check(self, x: Tensor, mask: Tensor | None) -> None:
         owner = f"{type(self).__name__}(dim={self.dim})"
-        if x.dim() != 2 or x.shape[-1] != self.dim:
+        if x.dim() != 2 or x.shape[-1] != self.dim or not len(x):
             raise ValueError(
                 f"{owner} takes x of shape (N, {self.dim}), got {tuple(x.shape)}: a row a datum, images flattened by "
                 "x.flatten(1)."
             )
         if mask is not None and (mask.shape != x.shape or mask.dtype != torch.bool):
             raise ValueError(
-                f"{owner} takes a boolean mask of the data's shape {tuple(x.shape)}, True where x was observed, got "
+                f"{owner} takes a boolean mask of the shape of x, {tuple(x.shape)}, True where x was observed, got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
-        return x.to(self.loc.dtype)
 
 
 class ProbabilisticPCA(FactorAnalysis):
