@@ -1,5 +1,6 @@
 """Training and evaluation of any pair: this package sees ``.model`` and ``.guide`` and nothing else."""
 
+from ppgen.inference.em import EM
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
@@ -13,6 +14,7 @@ from ppgen.inference.train import History, fit, train
 from ppgen.inference.weights import log_weights
 
 __all__ = [
+    "EM",
     "SVI",
     "Estimate",
     "History",

@@ -112,7 +112,8 @@ def train(
     """Training of any step: ``step.step(*batch)`` on every batch of every epoch.
 
     Args:
-        step: an :class:`SVI`, or anything with ``.step(*batch) -> loss``.
+        step: an :class:`SVI`, or anything with ``.step(*batch) -> loss``. Training ends after an epoch that leaves it
+            with a true attribute ``converged``.
         data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
         epochs: passes over the data.
         batch_size: rows of a batch, for data that is not a loader; the last batch of an epoch may be shorter.
@@ -163,16 +164,15 @@ def train(
                 history.validation.append(mean_loss(values))
             history.seconds.append(time.perf_counter() - began)
             report(history)
-            if patience is None or not all(s.done for s in annealed):
-                continue
-            if history.validation[-1] < best:
-                best, waited, history.best_epoch = history.validation[-1], 0, epoch
-                best_state = [copy.deepcopy(m.state_dict()) for m in modules_of(pair)]
-            else:
-                waited += 1
-                if waited >= patience:
-                    history.stopped_early = True
-                    break
+            if patience is not None and all(s.done for s in annealed):
+                if history.validation[-1] < best:
+                    best, waited, history.best_epoch = history.validation[-1], 0, epoch
+                    best_state = [copy.deepcopy(m.state_dict()) for m in modules_of(pair)]
+                else:
+                    waited += 1
+            if (patience is not None and waited >= patience) or getattr(step, "converged", False):
+                history.stopped_early = epoch + 1 < epochs
+                break
     if best_state is not None:
         for module, state in zip(modules_of(pair), best_state, strict=True):
             module.load_state_dict(state)

@@ -4,6 +4,7 @@ from ppgen.models.density import DensityNetwork, ExplicitDensity
 from ppgen.models.factor import FactorAnalysis, ProbabilisticPCA
 from ppgen.models.hierarchical import HierarchicalVAE
 from ppgen.models.ladder import LadderVAE
+from ppgen.models.mixture import GaussianMixture
 from ppgen.models.semisupervised import SemiSupervisedVAE, StackedSemiSupervisedVAE
 from ppgen.models.vae import VAE
 from ppgen.pair import Custom
@@ -14,6 +15,7 @@ __all__ = [
     "DensityNetwork",
     "ExplicitDensity",
     "FactorAnalysis",
+    "GaussianMixture",
     "HierarchicalVAE",
     "LadderVAE",
     "ProbabilisticPCA",
