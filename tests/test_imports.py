@@ -15,7 +15,7 @@ LAYERS = [
     {"posteriors", "decoders"},
     {"priors"},  # some are made of posteriors
     {"models", "inference", "data"},
-    {"catalogue", "compare", "plots"},
+    {"catalogue", "compare", "disentanglement", "plots"},
     {"runs"},
     {"cli"},
 ]
