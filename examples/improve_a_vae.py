@@ -29,17 +29,9 @@ def main(quick: bool, out: Path) -> None:
     digits = data.load("digits", binarize="none")
     pairs = {}
     for name, change in STEPS.items():
-        parts = {"prior": "standard", "posterior": "diagonal", "decoder": "logistic", **change}
-        recipe = Recipe(
-            parts["prior"],
-            parts["posterior"],
-            digits.event_shape,
-            latent_dim=8,
-            num_components=50,
-            hidden=(64,),
-            decoder=parts["decoder"],
-            num_levels=digits.num_levels,
-        )
+        parts = {"decoder": "logistic", **change}
+        sizes = {"latent_dim": 8, "num_components": 50, "hidden": (64,)}
+        recipe = Recipe("vae", digits.event_shape, digits.num_levels, settings=parts | sizes)
         torch.manual_seed(0)
         pairs[name] = recipe.build(digits.train[:50])
         fit(

@@ -8,19 +8,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 import ppgen
 from ppgen.catalogue import Recipe
 from ppgen.inference import History
-from ppgen.models import VAE
 
-__all__ = ["load_run", "save_run", "write_json"]
+__all__ = ["Run", "load_run", "save_run", "write_json"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def _replace(path: Path, write: Callable[[str], None]) -> None:
@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_run(
-    folder: Path, pair: VAE, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any], history: History
+    folder: Path, pair: nn.Module, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any], history: History
 ) -> None:
     """Writes a run: ``config.json``, ``model.safetensors`` and ``history.json``.
 
@@ -64,12 +64,26 @@ def save_run(
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "model.safetensors", lambda temporary: save_model(pair, temporary))
     write_json(folder / "history.json", asdict(history))
-    config = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": recipe.settings(), "data": data}
+    config = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": asdict(recipe), "data": data}
     write_json(folder / "config.json", {**config, "training": training})
 
 
-def load_run(folder: Path, allow: Sequence[str] = ()) -> tuple[VAE, dict[str, Any]]:
-    """A run's model, in eval mode, and its configuration. Nothing in the folder is executed.
+class Run(NamedTuple):
+    """A run that was read back.
+
+    Attributes:
+        pair: the model, in eval mode.
+        recipe: what it was built from.
+        config: data, training and versions, as ``config.json`` has them.
+    """
+
+    pair: Any
+    recipe: Recipe
+    config: dict[str, Any]
+
+
+def load_run(folder: Path, allow: Sequence[str] = ()) -> Run:
+    """A run's model, its recipe and its configuration. Nothing in the folder is executed.
 
     Args:
         folder: what :func:`save_run` wrote.
@@ -77,21 +91,26 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> tuple[VAE, dict[str, An
 
     Raises:
         FileNotFoundError: the folder is not a run.
-        ValueError: a file of it is damaged, or of a newer version.
+        ValueError: a file of it is damaged, or of another version.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a run: it has no {name}. `ppgen train` makes one.")
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
-        schema, settings = config["schema"], dict(config["recipe"])
+        config = json.loads(path.read_text())
+        schema, content = config["schema"], dict(config["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not a run's configuration: {error!r}.") from error
+        raise ValueError(f"{path} is not a run's configuration: {error!r}.") from error
     if schema != SCHEMA:
-        raise ValueError(f"{folder / 'config.json'} has schema {schema!r}; this version reads {SCHEMA}. Update ppgen.")
-    if unknown := set(settings) - set(Recipe.__dataclass_fields__):
-        raise ValueError(f"{folder / 'config.json'}: unknown settings {sorted(unknown)} in its recipe.")
-    recipe = Recipe(**settings)
+        raise ValueError(
+            f"{path} has schema {schema!r}; this version of ppgen reads {SCHEMA}: take the version that wrote it "
+            f"({config.get('ppgen')})."
+        )
+    try:
+        recipe = Recipe(**content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its recipe cannot be built: {error}") from error
     if foreign := [path for path in recipe.imports if path not in allow]:
         raise ValueError(
             f"The run {folder} was made with {', '.join(foreign)}, and importing that runs its code: if you trust it, "
@@ -103,4 +122,4 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> tuple[VAE, dict[str, An
     except (SafetensorError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{folder / 'model.safetensors'} does not hold the parameters of this run: {first}") from error
-    return pair.eval(), config
+    return Run(pair.eval(), recipe, config)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ppgen import catalogue, cli
+from ppgen.inference import fit
 from ppgen.runs import load_run, save_run
 
 SMALL = ["--data", "digits", "--latent-dim", "2", "--num-components", "5", "--hidden", "8"]
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "ppgen.cli",
+        "ppgen",
         "train",
         "vae",
         *SMALL,
@@ -71,7 +72,7 @@ def test_a_run_holds_what_rebuilds_it_and_what_one_looks_at(run):
 
 
 def test_sharing_survives_the_round_trip(run):
-    pair, _ = load_run(run)
+    pair = load_run(run).pair
     assert pair.prior.posterior is pair.posterior
     assert not pair.training
 
@@ -104,12 +105,11 @@ def test_sample_writes_a_picture(run, capsys, tmp_path):
 @pytest.mark.parametrize("prior", catalogue.PRIORS)
 @pytest.mark.parametrize("posterior", catalogue.POSTERIORS)
 def test_every_recipe_survives_the_disk(prior, posterior, tmp_path):
-    recipe = catalogue.Recipe(prior, posterior, (1, 4, 4), latent_dim=3, num_components=4, hidden=(6,))
+    settings = {"prior": prior, "posterior": posterior, "latent_dim": 3, "num_components": 4, "hidden": (6,)}
+    recipe = catalogue.Recipe("vae", (1, 4, 4), settings=settings)
     pair = recipe.build()
-    save_run(
-        tmp_path / "r", pair, recipe, data={}, training={}, history=cli.fit(pair, torch.ones(4, 1, 4, 4), epochs=1)
-    )
-    again, _ = load_run(tmp_path / "r")
+    save_run(tmp_path / "r", pair, recipe, data={}, training={}, history=fit(pair, torch.ones(4, 1, 4, 4), epochs=1))
+    again = load_run(tmp_path / "r").pair
     state = again.state_dict()
     assert state.keys() == pair.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in pair.state_dict().items())
@@ -142,7 +142,15 @@ def test_compare_writes_the_table_and_the_pictures(capsys, tmp_path):
 
 def test_list_names_every_part(capsys):
     _, out, _ = call(capsys, "list")
-    for name in (*catalogue.PRIORS, *catalogue.POSTERIORS, "bernoulli", "digits", "mnist", "freyfaces"):
+    for name in (
+        *catalogue.MODELS,
+        *catalogue.PRIORS,
+        *catalogue.POSTERIORS,
+        "bernoulli",
+        "digits",
+        "mnist",
+        "freyfaces",
+    ):
         assert f"  {name} " in out
 
 
@@ -194,7 +202,7 @@ def test_a_damaged_run_is_refused_by_name(run, damage, capsys, tmp_path):
     elif damage == "json":
         (tmp_path / "config.json").write_text("{")
     else:
-        config["recipe"]["prior"] = "os.system"
+        config["recipe"]["settings"]["prior"] = "os.system"
         (tmp_path / "config.json").write_text(json.dumps(config))
     status, _, err = call(capsys, "evaluate", tmp_path, "--num-samples", 30)
     assert status == 2 and err.count("\n") == 1

@@ -18,6 +18,7 @@ LAYERS = [
     {"catalogue", "compare", "disentanglement", "plots"},
     {"runs"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]

@@ -41,7 +41,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_run_with_a_foreign_part_is_loaded_only_if_it_is_allowed(module, tmp_path):
-    recipe = Recipe("mine:Peaked", "diagonal", (1, 3, 3), latent_dim=2, hidden=(4,))
+    recipe = Recipe("vae", (1, 3, 3), settings={"prior": "mine:Peaked", "latent_dim": 2, "hidden": (4,)})
     pair = recipe.build()
     with torch.no_grad():
         pair.prior.log_scale += 1
@@ -50,7 +50,7 @@ def test_a_run_with_a_foreign_part_is_loaded_only_if_it_is_allowed(module, tmp_p
     with pytest.raises(ValueError, match=r"mine:Peaked.*--allow mine:Peaked"):
         load_run(tmp_path / "run")
     assert "mine" not in sys.modules
-    again, _ = load_run(tmp_path / "run", ["mine:Peaked"])
+    again = load_run(tmp_path / "run", ["mine:Peaked"]).pair
     assert torch.equal(again.prior.log_scale, torch.ones(2))
 
 
@@ -70,4 +70,4 @@ def test_a_refused_cell_is_a_row_with_its_reason(module, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("path", ["nowhere:Prior", "torch:NoSuchPrior", "no module:X"])
 def test_what_cannot_be_imported_is_named(path):
     with pytest.raises(ValueError, match=f"{path}.*cannot be imported"):
-        Recipe(path, "diagonal", (4,), latent_dim=2, hidden=(4,)).build()
+        Recipe("vae", (4,), settings={"prior": path, "latent_dim": 2, "hidden": (4,)}).build()

@@ -54,15 +54,9 @@ FEW = pairwise(EVERY)
 def train_and_score(prior, posterior, decoder, objective):
     kind = DECODERS[decoder].kind
     x = DATA[kind]
+    parts = {"prior": prior, "posterior": posterior, "decoder": decoder}
     recipe = Recipe(
-        prior,
-        posterior,
-        (1, 3, 3),
-        latent_dim=2,
-        num_components=3,
-        hidden=(5,),
-        decoder=decoder,
-        num_levels=LEVELS[kind],
+        "vae", (1, 3, 3), LEVELS[kind], None, {**parts, "latent_dim": 2, "num_components": 3, "hidden": (5,)}
     )
     torch.manual_seed(0)
     pair = recipe.build(x)

@@ -1,0 +1,5 @@
+"""``python -m ppgen``: the command line."""
+
+from ppgen.cli import main
+
+main()

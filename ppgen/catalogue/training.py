@@ -1,0 +1,149 @@
+"""How each kind of model is trained by name: functions of the pair and its data, whose keywords are the settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.inference import EM, History, elbo, fit, iwae, train, warmup
+from ppgen.inference import semi_supervised as with_labels
+
+Batch = tuple[Any, ...]
+
+
+def check_schedule(lr: float, warm: float, patience: int, epochs: int) -> None:
+    """Refuses settings that could not train.
+
+    Raises:
+        ValueError: a learning rate, a warm-up or a patience out of its range, or a warm-up that outlasts training.
+    """
+    if not 0 < lr < 10:
+        raise ValueError(f"--lr must be a positive learning rate below 10, got {lr}.")
+    if not 0 <= warm < float("inf"):
+        raise ValueError(f"--warmup must be a number of epochs that is not negative, got {warm}.")
+    if patience < 0:
+        raise ValueError(f"--patience must not be negative, got {patience}.")
+    if patience and warm >= epochs:
+        raise ValueError(
+            f"--warmup {warm:g} is not over before --epochs {epochs}: early stopping could never keep anything."
+        )
+
+
+def variational(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 100,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    warmup: float = 0.0,
+    particles: int = 1,
+    patience: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    loss: Any = None,
+    progress: bool = True,
+) -> History:
+    """Stochastic variational inference on the ELBO, or with several particles on the importance-weighted bound."""
+    check_schedule(lr, warmup, patience, epochs)
+    if particles != 1 and warmup:
+        raise ValueError(
+            "--warmup belongs to the ELBO's KL term: the importance-weighted bound (--particles) has none."
+        )
+    objective = iwae(particles) if particles != 1 else elbo(beta=_beta(warmup))
+    return fit(
+        pair,
+        data,
+        loss=objective if loss is None else loss(objective),
+        epochs=epochs,
+        batch_size=batch_size,
+        validation=validation,
+        patience=patience or None,
+        optimizer=partial(torch.optim.Adam, lr=lr, fused=True),
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+
+
+def _beta(epochs: float) -> Any:
+    return warmup(epochs) if epochs else 1.0
+
+
+def semi_supervised(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    labels: int = 0,
+    alpha: float = 0.1,
+    epochs: int = 100,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    warmup: float = 0.0,
+    patience: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+) -> History:
+    """The ELBO of all rows, and the classification of those whose label is kept."""
+    x, y = data
+    kept = keep_labels(y, labels, seed) if labels else y
+    share = (kept >= 0).float().mean().item()
+    return variational(
+        pair, (x, kept), validation, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, patience=patience,
+        seed=seed, device=device, loss=partial(with_labels, alpha / share),
+    )  # fmt: skip
+
+
+def keep_labels(y: Tensor, num_labels: int, seed: int) -> Tensor:
+    """Labels with all but some withheld (−1): the same number of each class.
+
+    Args:
+        y: the classes, (N,).
+        num_labels: how many to keep, a multiple of the number of classes.
+        seed: of the choice.
+
+    Raises:
+        ValueError: another number of labels, or more than there are.
+    """
+    classes = y.unique()
+    each = num_labels // len(classes)
+    fewest = int(y.unique(return_counts=True)[1].min())
+    if num_labels < 1 or num_labels % len(classes) or each > fewest:
+        raise ValueError(
+            f"--labels must be a multiple of the {len(classes)} classes, as many of each, at most "
+            f"{fewest * len(classes)}, got {num_labels}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.full_like(y, -1)
+    for c in classes:
+        rows = (y == c).nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=generator)[:each]]
+        kept[rows] = c
+    return kept
+
+
+def expectation_maximization(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 100,
+    batch_size: int = 0,
+    restarts: int = 1,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> History:
+    """EM on all data at once, or stepwise on batches."""
+    return train(
+        EM(pair, num_restarts=restarts, tolerance=tolerance, seed=seed),
+        data,
+        epochs=epochs,
+        batch_size=batch_size or len(data[0]),
+        validation=validation,
+        seed=seed,
+    )

@@ -1,0 +1,164 @@
+"""``ppgen compare``: every prior with every posterior, in one table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ppgen import plots
+from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
+from ppgen.catalogue.training import check_schedule, variational
+from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
+from ppgen.cli.source import build, load, num_classes, visible
+from ppgen.compare import Comparison
+from ppgen.compare import compare as compare_pairs
+from ppgen.inference import sample
+from ppgen.runs import write_json
+
+SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
+LatentDim: Any = option("latent_dim", 40)
+NumComponents: Any = option("num_components", 500)
+Hidden: Any = option("hidden", (300, 300))
+
+
+def compare(
+    data: DataName = "digits",
+    model: Annotated[str, typer.Option(help=f"{', '.join(SWAPPING)}.")] = "vae",
+    prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}; or all.")] = "standard,mog,vamp,flow",
+    posterior: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}; or all.")
+    ] = "diagonal,full,householder,iaf",
+    out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("runs/compare"),
+    epochs: Annotated[int, typer.Option(help=HELP["epochs"])] = 100,
+    num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help=HELP["batch_size"])] = 100,
+    lr: Annotated[float, typer.Option(help=HELP["lr"])] = 3e-3,
+    warmup: Annotated[float, typer.Option(help=HELP["warmup"])] = 10,
+    patience: Annotated[int, typer.Option(help=HELP["patience"])] = 20,
+    decoder: Annotated[str, typer.Option(help=HELP["decoder"])] = "bernoulli",
+    latent_dim: LatentDim = None,
+    num_components: NumComponents = None,
+    hidden: Hidden = None,
+    seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
+    device: Annotated[str, typer.Option(help=HELP["device"])] = "auto",
+    data_dir: DataDir = None,
+    binarize: Binarize = None,
+) -> None:
+    """Train every prior with every posterior, evaluate each by importance sampling, and say which is better.
+
+    Data, seed, noise and the shape of the decoder are the same for all; differences are paired, datum by datum.
+
+    Example: ppgen compare --data digits --prior standard,vamp --posterior diagonal,iaf --out runs/compare
+    """
+    training: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "warmup": warmup,
+        "patience": patience,
+    }
+    check_schedule(lr, warmup, patience, epochs)
+    lookup("model", model, SWAPPING)
+    cells = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
+    loaded = load(data, data_dir, binarize, model, decoder)
+    given = {"decoder": decoder, "latent_dim": latent_dim, "num_components": num_components, "hidden": hidden}
+    defaults = {name: p.default for name, p in settings_of(MODELS[model].build).items()}
+    shared = chosen(defaults, given, data)
+    shape, classes = tuple(loaded.event_shape), num_classes(loaded)
+    recipes = {
+        f"{p} + {q}": Recipe(model, shape, loaded.num_levels, classes, {**shared, "prior": p, "posterior": q})
+        for p, q in cells
+    }
+    first = next(iter(recipes.values()))
+    batch = first.batch(loaded.train, loaded.train_labels)
+    validation = first.batch(loaded.validation, loaded.validation_labels)
+    test = first.batch(loaded.test, loaded.test_labels)
+    out.mkdir(parents=True, exist_ok=True)
+    pairs: dict[str, Any] = {}
+    details: dict[str, dict[str, Any]] = {}
+    refused: list[dict[str, Any]] = []
+    for i, ((name, recipe), (p, q)) in enumerate(zip(recipes.items(), cells, strict=True), 1):
+        began = time.perf_counter()
+        try:
+            pair = build(recipe, loaded, seed)
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            refused.append({"name": name, "prior": p, "posterior": q, "refused": reason})
+            _say(f"[{i}/{len(recipes)}] {name}: refused: {reason}")
+            continue
+        history = variational(pair, batch, validation, **training, seed=seed, device=device, progress=False)
+        seconds = time.perf_counter() - began
+        pairs[name] = pair
+        details[name] = {"prior": p, "posterior": q, "seconds": round(seconds, 1)}
+        _say(
+            f"[{i}/{len(recipes)}] {name}: {len(history.loss)} epochs in {seconds:.0f} s"
+            + (f" (note: {recipe.note})" if recipe.note else "")
+        )
+    if not pairs:
+        raise ValueError(f"Every combination was refused; the first: {refused[0]['refused']}")
+    result = compare_pairs(pairs, *test, num_samples=num_samples, seed=seed, details=details)
+    source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
+    settings = {"model": model, **training, "num_samples": num_samples, "seed": seed, **shared}
+    settings = {name: value for name, value in settings.items() if name not in ("prior", "posterior")}
+    verdict = result.verdict()
+    write_json(out / "comparison.json", {**source, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
+    result.write_csv(out / "comparison.csv", refused)
+    plots.comparison(result.rows, out / "comparison.png")
+    files = ["comparison.csv", "comparison.json", "comparison.png"]
+    if plots.is_picture(loaded.event_shape):
+        context = first.context(36)
+        means = {name: sample(pair, 36, *context, mean=True, seed=seed) for name, pair in pairs.items()}
+        groups = {name: visible(mean, first) for name, mean in means.items()}
+        plots.sheet(groups, out / "samples.png", columns=len({q for _, q in cells}))
+        files.append("samples.png")
+    _print_table(result, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, S = {num_samples}")
+    for cell in refused:
+        print(f"Refused: {cell['name']}: {cell['refused']}")
+    print(verdict)
+    print(f"Files in {out}: {', '.join(files)}")
+
+
+def _print_table(result: Comparison, title: str) -> None:
+    console = Console()
+    table = Table(title=f"log p(x) in nats per datum: {title}", title_justify="left")
+    for heading in ("prior", "posterior"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("log p(x)", "± MC", "to the best", "± paired", "ELBO", "KL", "active", "reliable", "params", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result.rows:
+        table.add_row(
+            row["prior"],
+            row["posterior"],
+            ("≥ " if row["is_lower_bound"] else "") + f"{row['log_likelihood']:.2f}",
+            f"{row['mc_standard_error']:.3f}",
+            f"{row['difference']:.2f}",
+            f"{row['difference_standard_error']:.2f}",
+            f"{row['elbo']:.2f}",
+            f"{row['kl']:.2f}",
+            str(row["active_units"]),
+            f"{row['reliable_fraction']:.0%}",
+            f"{row['parameters']:,}",
+            f"{row['seconds']:.0f}",
+        )
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console = Console(width=200)
+    console.print(table)
+
+
+def _names(option: str, text: str, known: Any) -> list[str]:
+    if text.strip() == "all":
+        return list(known)
+    names = [lookup(option, name.strip(), known, importable=True) for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--{option} names nothing: give some of {', '.join(known)}, separated by commas.")
+    return list(dict.fromkeys(names))
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

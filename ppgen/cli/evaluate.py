@@ -1,0 +1,50 @@
+"""``ppgen evaluate RUN``: the test log-likelihood of a run."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import torch
+import typer
+
+from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
+from ppgen.cli.source import error_rate, load
+from ppgen.inference import log_likelihood
+from ppgen.runs import load_run, write_json
+
+
+def evaluate(
+    run: Run,
+    num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 5000,
+    num_data: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
+    seed: NoiseSeed = 0,
+    allow: Allow = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """The test log-likelihood of a run by importance sampling, with its errors.
+
+    Of a conditional VAE it is log p(x | y), of a semi-supervised one log p(x), with its error rate as a classifier.
+
+    Example: ppgen evaluate runs/vamp --num-samples 5000 --json
+    """
+    if num_data is not None and num_data < 1:
+        raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
+    pair, recipe, config = load_run(run, allow.split(","))
+    source, decoder = config["data"], recipe.settings.get("decoder")
+    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
+    pair.to("cuda" if torch.cuda.is_available() else "cpu")
+    x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
+    labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
+    estimate = log_likelihood(pair, *recipe.batch(x, labels), num_samples=num_samples, seed=seed)
+    figures = estimate.summary()
+    if recipe.model == "ss-vae":
+        figures["error_rate"] = error_rate(pair, x, y)
+    write_json(run / "evaluation.json", {**figures, "seed": seed})
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print(estimate)
+        if "error_rate" in figures:
+            print(f"Error rate: {figures['error_rate']:.2%}")

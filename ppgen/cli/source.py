@@ -1,0 +1,69 @@
+"""Data in the form that a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen import data as datasets
+from ppgen.catalogue import DECODERS, MODELS, Recipe, lookup, pseudo_inputs
+from ppgen.inference import classify
+
+
+def load(name: str, data_dir: Path | None, binarize: str | None, model: str, decoder: str | None) -> datasets.Dataset:
+    """A data set in the form that the model, or its decoder, scores.
+
+    Raises:
+        ValueError: the data cannot be brought into that form.
+    """
+    kind = MODELS[model].kind or DECODERS[lookup("decoder", str(decoder), DECODERS)].kind
+    choice: Any = None if binarize is None else lookup("binarisation", binarize, ("none", "fixed", "dynamic"))
+    if choice is None and kind != "binary":
+        choice = "none"
+    loaded = datasets.load(name, data_dir=data_dir, binarize=choice)
+    if kind == "real" and loaded.kind == "levels" and loaded.num_levels:
+        top = loaded.num_levels - 1
+        scaled = {part: getattr(loaded, part)[:].float() / top for part in ("train", "validation", "test")}
+        loaded = replace(loaded, num_levels=None, **scaled)
+    if loaded.kind != kind:
+        has = f"{loaded.num_levels} levels" if loaded.kind == "levels" else f"{loaded.kind} values"
+        mend = (
+            "add --binarize dynamic (pixels become probabilities of a new draw at each use) or --binarize fixed"
+            if kind == "binary"
+            else "choose another --decoder or --binarize"
+        )
+        owner = f"the decoder {decoder}" if decoder and not MODELS[model].kind else model
+        raise ValueError(f"--data {name} has {has}, and {owner} is for {kind} data: {mend}.")
+    return loaded
+
+
+def num_classes(loaded: datasets.Dataset) -> int | None:
+    """How many classes data have, where each has one."""
+    labels = loaded.train_labels
+    if labels is None or labels.dim() != 1:
+        return None
+    return len(loaded.class_names) or int(labels.max()) + 1
+
+
+def build(recipe: Recipe, loaded: datasets.Dataset, seed: int) -> Any:
+    """The recipe's model, its pseudo-inputs started from the data."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vamp = recipe.settings.get("prior") == "vamp"
+        return recipe.build(pseudo_inputs(loaded.train, recipe.settings["num_components"], seed) if vamp else None)
+
+
+def visible(values: Tensor, recipe: Recipe) -> Tensor:
+    """Data as brightness in [0, 1], in their own shape."""
+    shaped = values.float().reshape(len(values), *recipe.shape)
+    return shaped / (recipe.num_levels - 1) if recipe.num_levels else shaped
+
+
+def error_rate(pair: Any, x: Tensor, y: Tensor | None) -> float:
+    """The share of data that a semi-supervised pair puts in another class than their own."""
+    assert y is not None  # or the pair would not have been trained
+    return (classify(pair, x).argmax(-1) != y).sum().item() / len(x)
