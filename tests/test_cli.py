@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from ppgen import catalogue, cli
+from ppgen.catalogue.training import keep_labels
 from ppgen.inference import fit
 from ppgen.runs import load_run, save_run
 
@@ -117,6 +119,76 @@ def test_every_recipe_survives_the_disk(prior, posterior, tmp_path):
         assert (again.prior.posterior is again.posterior) == again.posterior.scores_foreign_values
 
 
+@pytest.mark.parametrize("model", catalogue.MODELS)
+def test_every_model_trains_evaluates_and_samples_by_its_name(model, capsys, tmp_path):
+    settings = catalogue.settings_of(catalogue.MODELS[model].build)
+    sizes = {"latent-dim": 2, "num-components": 3, "hidden": 8, "channels": "2,3"}
+    chosen = [f"--{name}={value}" for name, value in sizes.items() if name.replace("-", "_") in settings]
+    run = tmp_path / "run"
+    status, out, err = call(capsys, "train", model, *chosen, "--epochs", 2, "--out", run)
+    assert status == 0, err
+    metrics = json.loads((run / "metrics.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["model"] == model and config["training"]["epochs"] == 2
+    assert metrics["validation"]["log_likelihood"] < 500 and f"Written to {run}" in out
+    assert (run / "reconstructions.png").exists() == catalogue.MODELS[model].reconstructs == ("kl" in metrics)
+    again = load_run(run)
+    assert all(not p.requires_grad or p.isfinite().all() for p in again.pair.parameters())
+    status, out, err = call(capsys, "evaluate", run, "--num-samples", 5, "--num-data", 20, "--json")
+    assert status == 0 and ("error_rate" in json.loads(out)) == (model == "ss-vae"), err
+    status, _, err = call(capsys, "sample", run, "--num", 12, "--out", tmp_path / "s.png")
+    assert status == 0 and (tmp_path / "s.png").stat().st_size > 1000, err
+
+
+def test_samples_of_a_model_of_classes_go_through_the_classes():
+    recipe = catalogue.Recipe("cvae", (1, 2, 2), num_classes=3, settings={"latent_dim": 2, "hidden": (4,)})
+    (context,) = recipe.context(6)
+    assert context.argmax(-1).tolist() == [0, 0, 1, 1, 2, 2]
+    recipe = catalogue.Recipe("ss-vae", (1, 2, 2), num_classes=3)
+    assert recipe.context(3)[0].tolist() == [0, 1, 2]
+
+
+def test_labels_are_kept_evenly_and_the_rest_withheld():
+    y = torch.arange(40) % 4
+    kept = keep_labels(y, 8, seed=0)
+    assert (kept >= 0).sum() == 8 and kept[kept >= 0].bincount().tolist() == [2, 2, 2, 2]
+    assert (kept == y)[kept >= 0].all()
+    for wrong in (6, 44):
+        with pytest.raises(ValueError, match=f"multiple of the 4 classes.*at most 40, got {wrong}"):
+            keep_labels(y, wrong, seed=0)
+
+
+def test_a_model_of_classes_refuses_data_without(capsys, tmp_path):
+    np.save(tmp_path / "plain.npy", np.random.default_rng(0).integers(0, 2, (30, 1, 4, 4)).astype(np.float32))
+    arguments = ["--data", tmp_path / "plain.npy", "--out", tmp_path / "out"]
+    status, _, err = call(capsys, "train", "cvae", *arguments)
+    assert status == 2 and "cvae" in err and "no labels" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({"latent_dims": 3}, "setting of vae 'latent_dims'.*'latent_dim'"),
+        ({"latent_dim": 2.5}, "latent_dim must be a positive whole number, got 2.5"),
+        ({"hidden": ()}, r"hidden must be positive whole numbers, got \(\)"),
+        ({"prior": 3}, "prior must be a name such as 'standard', got 3"),
+        ({"decoder": "bernouli"}, "decoder 'bernouli'.*'bernoulli'"),
+    ],
+)
+def test_a_recipe_names_the_setting_that_is_wrong(settings, facts):
+    with pytest.raises(ValueError, match=facts):
+        catalogue.Recipe("vae", (1, 4, 4), settings=settings)
+
+
+def test_compare_takes_hierarchies(capsys, tmp_path):
+    status, out, err = call(
+        capsys, "compare", *SMALL, "--model", "hvae", "--prior", "vamp", "--posterior", "diagonal", "--epochs", 1,
+        "--warmup", 0, "--patience", 0, "--num-samples", 5, "--out", tmp_path / "c",
+    )  # fmt: skip
+    assert status == 0 and "vamp" in out, err
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["model"] == "hvae"
+
+
 def test_compare_writes_the_table_and_the_pictures(capsys, tmp_path):
     status, out, err = call(
         capsys, "compare", *SMALL, "--prior", "standard,vamp", "--posterior", "diagonal,iaf", "--epochs", 2,
@@ -168,6 +240,9 @@ def test_list_names_every_part(capsys):
         (["train", "vae", "--out", "OUT", "--no-such"], ["--no-such"]),
         (["train", "vae", "--out", "OUT", "--epochs", "1.5"], ["--epochs", "integer"]),
         (["train", "vae"], ["--out"]),
+        (["train", "gan2", "--out", "OUT"], ["gan2"]),
+        (["train", "gmm", "--out", "OUT", "--covariance", "ful"], ["covariance", "'ful'", "full"]),
+        (["train", "ss-vae", "--out", "OUT", "--labels", "7"], ["--labels", "10 classes", "7"]),
         (["evaluate", "OUT"], ["is not a run", "config.json"]),
         (["sample", "OUT"], ["is not a run"]),
         (["compare", "--out", "OUT", "--prior", ","], ["--prior names nothing"]),

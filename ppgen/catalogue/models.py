@@ -157,8 +157,10 @@ def conv_hvae(
 def _two_layers(
     prior: str, z2: Latent, bottom: Network, decoder: nn.Module, hidden: tuple[int, ...]
 ) -> models.HierarchicalVAE:
-    below = priors.DiagNormal(z2.dim, GatedMLP(z2.dim, *hidden, 2 * z2.dim))  # p(z1 | z2)
-    q1 = posteriors.DiagNormal(bottom(2 * z2.dim))  # q(z1 | x, z2)
+    # The paper's bounds of log σ. Without them the scales of one layer, fed to the next, explode at the start.
+    bounds = (-3.0, 1.0)
+    below = priors.DiagNormal(z2.dim, GatedMLP(z2.dim, *hidden, 2 * z2.dim), log_scale_range=bounds)  # p(z1 | z2)
+    q1 = posteriors.DiagNormal(bottom(2 * z2.dim), log_scale_range=bounds)  # q(z1 | x, z2)
     return models.HierarchicalVAE(parts.prior(prior, z2), [below], decoder, [q1, z2.posterior])
 
 
