@@ -166,7 +166,7 @@ class _Rate:
     def __init__(self, num_parameters: int) -> None:
         self.num_parameters = num_parameters
         self.steps_per_epoch = 1
-        self.steps = self.rows = self.last_rows = 0
+        self.steps = self.rows = self.last_rows = self.most_rows = 0
 
     def bind(self, steps_per_epoch: int) -> None:
         """Learns how many batches make all of the data."""
@@ -177,6 +177,7 @@ class _Rate:
         self.steps += 1
         self.rows += num_rows
         self.last_rows = num_rows
+        self.most_rows = max(self.most_rows, num_rows)
 
     @property
     def warm(self) -> bool:
@@ -186,4 +187,6 @@ class _Rate:
     def __call__(self) -> float:
         if self.steps_per_epoch == 1:
             return 1.0
-        return self.steps**-FORGETTING if self.warm else self.last_rows / self.rows
+        if not self.warm:
+            return self.last_rows / self.rows
+        return self.steps**-FORGETTING * self.last_rows / self.most_rows  # a short last batch says less

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -22,15 +21,6 @@ __all__ = ["COVARIANCES", "TINY", "Dense", "Factorized"]
 LOG_2PI = math.log(2 * math.pi)
 TINY = torch.finfo(torch.float32).tiny  # a component with less weight has no data, and stays where it is
 BLOCK = 2**18  # numbers that a block of a computation holds at once: they stay in a core's cache
-
-
-class _Given(NamedTuple):
-    """What incomplete rows say of the complete ones, for each component."""
-
-    log_prob: Tensor  # (B, K), of what was observed
-    completed: Tensor  # (B, K, D), the row with missing entries at their conditional mean
-    uncertainty: Tensor  # (P, K or 1, D, D), the covariance of the missing entries for each pattern
-    pattern: Tensor  # (B,), which pattern a row has
 
 
 class Dense(nn.Module):
@@ -76,12 +66,14 @@ class Dense(nn.Module):
         """How many rows make a block of :meth:`log_prob` and :meth:`statistics`."""
         if complete:
             return max(256, BLOCK // self.loc.numel())
-        return max(1, 16 * BLOCK // (self.loc.numel() * self.loc.shape[-1]))
+        return max(1, 2 * BLOCK // (self.loc.numel() * self.loc.shape[-1]))
 
     def log_prob(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Log p(x | k), shape (B, K)."""
         if mask is not None:
-            return self._given(x, mask).log_prob
+            _, which, factor, white = self._whiten(x, mask)
+            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[which]
+            return -log_det - 0.5 * (white.square().sum(-1) + LOG_2PI * mask.sum(-1, keepdim=True))
         scale_tril, loc = self.scale_tril.double(), self.loc.double() - self.origin
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         whitening = torch.linalg.solve_triangular(scale_tril, identity, upper=False)  # L⁻¹
@@ -97,14 +89,20 @@ class Dense(nn.Module):
             pooled = responsibilities.sum_to_size(len(x), rows)
             weighted = (pooled.unsqueeze(-1) * x.unsqueeze(1)).flatten(1)
             return responsibilities.T @ x, (weighted.T @ x).unflatten(0, (rows, -1))
-        given = self._given(x, mask)
-        completed = given.completed.transpose(0, 1)  # (K, B, D)
+        # With P the precision of what was observed and zeros in the gaps, a row's conditional mean is μ + Σ P (x − μ),
+        # and the conditional covariance, zero where it was observed, Σ − Σ P Σ.
+        patterns, which, factor, white = self._whiten(x, mask)
+        back = torch.linalg.solve_triangular(factor.mT[which], white.unsqueeze(-1), upper=True).squeeze(-1)
+        back = torch.where(mask.unsqueeze(1), back, 0.0)
+        covariance = self.covariances.double()
+        completed = (self.loc.double() - self.origin).unsqueeze(1) + back.transpose(0, 1) @ covariance  # (K, B, D)
         weighted = responsibilities.T.unsqueeze(-1) * completed
-        shares = x.new_zeros(len(given.uncertainty), responsibilities.shape[-1])
-        shares.index_add_(0, given.pattern, responsibilities)
-        uncertainty = given.uncertainty.expand(-1, len(self.loc), -1, -1)
-        second = weighted.mT @ completed + torch.einsum("pk,pkde->kde", shares, uncertainty)
-        return weighted.sum(1), second.sum_to_size(self.unconstrained_tril.shape)
+        second = (weighted.mT @ completed).sum_to_size(self.unconstrained_tril.shape)
+        shares = x.new_zeros(len(factor), rows).index_add_(0, which, responsibilities.sum_to_size(len(x), rows))
+        precision = torch.cholesky_inverse(factor).mul_(shares[:, :, None, None]).sum(0)  # (K or 1, D, D)
+        precision.diagonal(dim1=-2, dim2=-1).sub_(shares.T @ (1 - patterns))  # the gaps' standard normals
+        uncertainty = shares.sum(0)[:, None, None] * covariance - covariance @ precision @ covariance
+        return weighted.sum(1), second + uncertainty
 
     def maximize(self, weight: Tensor, first: Tensor, second: Tensor, reg_covar: float) -> None:
         """Sets loc and Σ to the maximum given averages over data, with ``reg_covar`` added to Σ's diagonal."""
@@ -119,25 +117,20 @@ class Dense(nn.Module):
     def _set(self, scale_tril: Tensor) -> None:
         self.unconstrained_tril.copy_(transform_to(constraints.lower_cholesky).inv(scale_tril))
 
-    def _given(self, x: Tensor, mask: Tensor) -> _Given:
-        # With M the diagonal matrix of a row's mask, M Σ M + (I − M) is the covariance of what was observed, with a
-        # standard normal in each gap: so rows of different patterns stay one batch. Rows of one pattern share it.
-        patterns, which = mask.unique(dim=0, return_inverse=True)
-        scale_tril, loc = self.scale_tril.double(), self.loc.double() - self.origin
-        covariance = scale_tril @ scale_tril.mT
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        seen = patterns.to(x.dtype).unsqueeze(1)  # (P, 1, D)
-        cross = seen.unsqueeze(-1) * covariance  # M Σ
-        factor = torch.linalg.cholesky(cross * seen.unsqueeze(-2) + torch.diag_embed(1 - seen))
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
-        regression = whitening @ cross  # (P, K or 1, D, D)
-        log_det = whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        error = torch.where(mask.unsqueeze(1), x.unsqueeze(1) - loc, 0.0).unsqueeze(-1)
-        white = whitening[which] @ error  # (B, K, D, 1)
-        squares = white.squeeze(-1).square().sum(-1)
-        log_prob = log_det[which] - 0.5 * (squares + LOG_2PI * mask.sum(-1, keepdim=True))
-        completed = loc + (regression.mT[which] @ white).squeeze(-1)
-        return _Given(log_prob, completed, covariance - regression.mT @ regression, which)
+    def _whiten(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The patterns (P, D) of missing entries, each row's, their Cholesky factors (P, K or 1, D, D), and L⁻¹(x − μ).
+
+        With M the diagonal matrix of a row's mask, M Σ M + (I − M) is the covariance of what was observed, with a
+        standard normal in each gap: so rows of different patterns stay one batch. Rows of one pattern share a factor.
+        """
+        distinct, which = mask.unique(dim=0, return_inverse=True)
+        patterns = distinct.to(x.dtype)
+        seen = patterns.unsqueeze(1)
+        covariance = self.covariances.double() * seen.unsqueeze(-1) * seen.unsqueeze(-2)
+        factor = torch.linalg.cholesky(covariance + torch.diag_embed(1 - seen))
+        error = torch.where(mask.unsqueeze(1), x.unsqueeze(1) - (self.loc.double() - self.origin), 0.0)
+        white = torch.linalg.solve_triangular(factor[which], error.unsqueeze(-1), upper=False)
+        return patterns, which, factor, white.squeeze(-1)
 
 
 class Factorized(nn.Module):

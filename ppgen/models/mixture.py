@@ -120,23 +120,22 @@ class GaussianMixture(nn.Module):
         """Puts a mixture of known parameters here: a start of your own, or what another library has learned.
 
         Args:
-            weights: shape (K,), positive; normalised here.
-            loc: shape (K, D).
-            covariances: as :attr:`covariances`, or what broadcasts to it.
+            weights: shape (K,), positive; normalised here. scikit-learn's ``weights_``.
+            loc: shape (K, D); ``means_``.
+            covariances: as :attr:`covariances`, where axes of length one may be left out; ``covariances_``.
 
         Raises:
             ValueError: another shape, weights or variances that are not positive, or matrices that are not positive
                 definite.
         """
         given = {"weights": weights, "loc": loc, "covariances": covariances}
-        own = {"weights": self.logits, "loc": self.decoder.loc, "covariances": self.covariances}
+        own = {"weights": self.logits, "loc": self.loc, "covariances": self.covariances}
         for name, value in given.items():
             value = torch.as_tensor(value, dtype=torch.float64, device=self.logits.device)
-            if torch.broadcast_shapes(value.shape, own[name].shape) != own[name].shape or not value.isfinite().all():
-                raise ValueError(
-                    f"{name} must be finite and of shape {tuple(own[name].shape)}, got shape {tuple(value.shape)}."
-                )
-            given[name] = value.expand_as(own[name])
+            shape = own[name].shape
+            if value.squeeze().shape != own[name].squeeze().shape or not value.isfinite().all():
+                raise ValueError(f"{name} must be finite and of shape {tuple(shape)}, got shape {tuple(value.shape)}.")
+            given[name] = value.reshape(shape)
         if not (given["weights"] > 0).all():
             raise ValueError(f"weights must be positive, got {given['weights'].tolist()}.")
         self.decoder.set_covariances(given["covariances"])
@@ -167,21 +166,22 @@ class GaussianMixture(nn.Module):
                 f"A start with num_components={self.num_components} needs at least as many rows, got {len(x)}: give "
                 "more data (a larger batch), or take fewer components."
             )
-        self.decoder.origin.zero_()
-        x = self._centred(x, mask)
+        x = self._checked(x, mask)
         if not x.isfinite().all():
             raise ValueError("x holds values that are not finite: drop the rows, or mask the entries.")
         seen = torch.ones_like(x) if mask is None else mask.double()
-        mean = x.sum(0) / seen.sum(0).clamp(min=1)
-        self.decoder.origin.copy_(mean)
-        x = observed(x - self.decoder.origin, mask)
+        origin = x.sum(0) / seen.sum(0).clamp(min=1)
+        x = observed(x - origin, mask)
         seed = int(torch.randint(2**31, (), generator=generator))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
             labels = KMeans(self.num_components, n_init=1, random_state=seed).fit_predict(x.cpu().numpy())
         hard = nn.functional.one_hot(torch.as_tensor(labels, dtype=torch.int64), self.num_components).to(x)
         soft = hard.lerp(torch.full_like(hard, 1 / self.num_components), 0.1)
-        first, second = self.decoder.statistics(x, None, soft)
+        self.decoder.origin.copy_(origin)
+        rows = self.decoder.rows_of_a_block(complete=True)
+        parts = [self.decoder.statistics(a, None, b) for a, b in zip(x.split(rows), soft.split(rows), strict=True)]
+        first, second = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
         self.maximization({"weight": soft.mean(0), "first": first / len(x), "second": second / len(x)})
 
     @torch.no_grad()
@@ -260,18 +260,19 @@ class GaussianMixture(nn.Module):
         """Akaike's information criterion on the data that the mixture was fitted to; lower is better."""
         return -2 * len(x) * self.score(x, mask) + 2 * self.num_parameters
 
-    def _centred(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Rows as the decoders take them: float64, counted from their origin, zero where nothing was observed."""
+    def _checked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Rows in float64, zero where nothing was observed."""
         if x.dim() != 2 or x.shape[-1] != self.dim or not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}, and this mixture takes (N, {self.dim}) with N at least 1.")
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask must be a boolean tensor, True where x was observed, got {mask.dtype}.")
         if mask is not None and mask.shape != x.shape:
             raise ValueError(f"mask has shape {tuple(mask.shape)} and x {tuple(x.shape)}: they must be the same.")
-        return observed(x.double() - self.decoder.origin, mask)
+        return observed(x.double(), mask)
 
     def _blocks(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        x = self._centred(x, mask)
+        """Rows as the decoder scores them, counted from its origin; a block at a time, so that memory stays bounded."""
+        x = observed(self._checked(x, mask) - self.decoder.origin, mask)
         rows = self.decoder.rows_of_a_block(mask is None)
         masks = [None] * math.ceil(len(x) / rows) if mask is None else mask.split(rows)
         return zip(x.split(rows), masks, strict=True)
