@@ -2,6 +2,7 @@
 
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
+from .implicit import Implicit
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
 from .marginal import Marginal, marginal
 from .mixture import Mixture, as_diagonal_normal
@@ -13,6 +14,7 @@ __all__ = [
     "CategoricalLevels",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "Implicit",
     "LogisticMixture",
     "Marginal",
     "Mixture",

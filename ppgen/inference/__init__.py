@@ -1,5 +1,7 @@
 """Training and evaluation of any pair: this package sees ``.model`` and ``.guide`` and nothing else."""
 
+from ppgen.inference import adversarial
+from ppgen.inference.adversarial_step import Adversarial
 from ppgen.inference.em import EM
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
@@ -16,9 +18,11 @@ from ppgen.inference.weights import log_weights
 __all__ = [
     "EM",
     "SVI",
+    "Adversarial",
     "Estimate",
     "History",
     "LatentReport",
+    "adversarial",
     "classify",
     "decode",
     "denoise",

@@ -45,6 +45,7 @@ class History:
         seconds: the time that each epoch took.
         best_epoch: the epoch (counted from 0) whose parameters were kept, if early stopping was on.
         stopped_early: whether training ended before its last epoch.
+        monitors: what else the step watches (its attribute ``monitors``, a number a name), after each epoch.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -52,6 +53,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_early: bool = False
+    monitors: dict[str, list[float]] = field(default_factory=dict)
 
 
 class _Loader:
@@ -113,7 +115,7 @@ def train(
 
     Args:
         step: an :class:`SVI`, or anything with ``.step(*batch) -> loss``. Training ends after an epoch that leaves it
-            with a true attribute ``converged``.
+            with a true attribute ``converged``; its attribute ``monitors`` is noted after each epoch.
         data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
         epochs: passes over the data.
         batch_size: rows of a batch, for data that is not a loader; the last batch of an epoch may be shorter.
@@ -162,6 +164,8 @@ def train(
             if watched is not None:
                 values = [(float(step.evaluate(*b, seed=i)), _rows(b)) for i, b in enumerate(watched)]
                 history.validation.append(mean_loss(values))
+            for name, value in getattr(step, "monitors", {}).items():
+                history.monitors.setdefault(name, []).append(float(value))
             history.seconds.append(time.perf_counter() - began)
             report(history)
             if patience is not None and all(s.done for s in annealed):

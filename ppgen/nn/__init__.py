@@ -2,6 +2,7 @@
 
 from .branches import GatedBranches
 from .conv import ConvNet, DeconvNet, GatedConv2d
+from .gan import DCGANDiscriminator, DCGANGenerator, spectrally_normalized
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
 from .shapes import as_shape, batched, check_event, concat, feed
@@ -9,6 +10,8 @@ from .shapes import as_shape, batched, check_event, concat, feed
 __all__ = [
     "MLP",
     "ConvNet",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DeconvNet",
     "GatedBranches",
     "GatedConv2d",
@@ -19,4 +22,5 @@ __all__ = [
     "check_event",
     "concat",
     "feed",
+    "spectrally_normalized",
 ]
