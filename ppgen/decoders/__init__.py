@@ -7,8 +7,10 @@ data of a shape.
 from .continuous import Bernoulli, ContinuousBernoulli, Normal
 from .levels import Categorical, DiscretizedLogistic, LogisticMixture
 from .outputs import bits_per_dim
+from .pixelcnn import Autoregressive
 
 __all__ = [
+    "Autoregressive",
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",

@@ -1,5 +1,6 @@
 """Distributions that torch and Pyro lack, or have in a form that does not scale."""
 
+from .autoregressive import AutoregressiveImage
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
 from .implicit import Implicit
@@ -11,6 +12,7 @@ from .univariate import ContinuousBernoulli, RelaxedOneHot
 __all__ = [
     "LOG_SCALE_RANGE",
     "AffineFlow",
+    "AutoregressiveImage",
     "CategoricalLevels",
     "ContinuousBernoulli",
     "DiscretizedLogistic",

@@ -5,6 +5,7 @@ from .conv import ConvNet, DeconvNet, GatedConv2d
 from .gan import DCGANDiscriminator, DCGANGenerator, spectrally_normalized
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
+from .pixelcnn import GatedPixelCNN, PixelCNN
 from .shapes import as_shape, batched, check_event, concat, feed
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "GatedConv2d",
     "GatedLinear",
     "GatedMLP",
+    "GatedPixelCNN",
+    "PixelCNN",
     "as_shape",
     "batched",
     "check_event",
