@@ -45,7 +45,8 @@ print(any(event == "open" and "digits" in name for event, name in events))
 
 
 def test_every_named_set_has_one_line():
-    assert list(describe()) == ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "freyfaces", "shapes"]
+    images = ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "freyfaces", "shapes"]
+    assert list(describe()) == [*images, "ring", "grid", "stacked-mnist"]
     assert all(line and "\n" not in line for line in describe().values())
 
 

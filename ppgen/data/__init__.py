@@ -17,8 +17,20 @@ from ppgen.data.files import read_path
 from ppgen.data.sets import KNOWN_SETS
 from ppgen.data.shapes import factorised_shapes
 from ppgen.data.source import Source
+from ppgen.data.toys import Modes, grid_modes, ring_modes, stacked
 
-__all__ = ["Binarization", "Dataset", "DynamicBinarization", "describe", "factorised_shapes", "load"]
+__all__ = [
+    "Binarization",
+    "Dataset",
+    "DynamicBinarization",
+    "Modes",
+    "describe",
+    "factorised_shapes",
+    "grid_modes",
+    "load",
+    "ring_modes",
+    "stacked",
+]
 
 PATH_SUFFIXES = (".npz", ".npy", ".pt")
 
@@ -170,7 +182,7 @@ def load(
     name, known = name_or_path, KNOWN_SETS[name_or_path]
 
     def files(wanted: Sequence[PublishedFile]) -> list[bytes]:
-        return obtain(name, wanted, data_dir, download)
+        return obtain(known.files_of or name, wanted, data_dir, download)
 
     return _dataset(name, known.read(files), binarize or known.binarization, known.draws)
 

@@ -10,6 +10,7 @@ from ppgen.data.fetch import PublishedFile
 from ppgen.data.formats import frey_pixels, gunzip, matlab_images, read_cifar, read_idx, read_mat
 from ppgen.data.shapes import factorised_shapes
 from ppgen.data.source import SPLIT_SEED, Source, permutation
+from ppgen.data.toys import grid_modes, mixture, ring_modes, stacked_source
 
 Obtain = Callable[[Sequence[PublishedFile]], list[bytes]]  # verified contents of files
 
@@ -24,12 +25,14 @@ class KnownSet:
         binarization: what is done with it unless something else is asked for.
         draws: SHA-256 of the bytes of the binarized validation and test data, where the files could be looked
             at.
+        files_of: the data set whose files it is made of, if it has none of its own.
     """
 
     description: str
     read: Callable[[Obtain], Source]
     binarization: Binarization
     draws: tuple[str, str] | None = None
+    files_of: str | None = None
 
 
 def _digits(obtain: Obtain) -> Source:
@@ -190,6 +193,8 @@ def _shapes(obtain: Obtain) -> Source:
     )
 
 
+_mnist = _idx_set(MNIST_MIRRORS, MNIST_CHECKSUMS, tuple("0123456789"))
+
 KNOWN_SETS = {
     "digits": KnownSet(
         "handwritten digits, 1,797 images of 8 × 8 in 17 grey levels, embedded in scikit-learn",
@@ -202,7 +207,7 @@ KNOWN_SETS = {
     ),
     "mnist": KnownSet(
         "handwritten digits, 70,000 images of 28 × 28 in 256 grey levels",
-        _idx_set(MNIST_MIRRORS, MNIST_CHECKSUMS, tuple("0123456789")),
+        _mnist,
         "dynamic",
         (
             "bf03dc576557652dfc5251be95c792c593a5003e0b9704bd4688048b34b12723",
@@ -230,5 +235,21 @@ KNOWN_SETS = {
         "with their factors",
         _shapes,
         "none",
+    ),
+    "ring": KnownSet(
+        "a mixture of 8 narrow Gaussians on a circle in the plane, 70,000 points made by ppgen, with their modes",
+        lambda obtain: mixture(ring_modes()),
+        "none",
+    ),
+    "grid": KnownSet(
+        "a mixture of 25 narrow Gaussians on a square grid, 70,000 points made by ppgen, with their modes",
+        lambda obtain: mixture(grid_modes()),
+        "none",
+    ),
+    "stacked-mnist": KnownSet(
+        "three of MNIST's digits in the three channels of 70,000 color images of 28 × 28, with their 1,000 modes",
+        lambda obtain: stacked_source(_mnist(obtain)),
+        "none",
+        files_of="mnist",
     ),
 }
