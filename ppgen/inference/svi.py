@@ -82,7 +82,11 @@ class SVI:
     ) -> None:
         for name in ("model", "guide"):
             if not callable(getattr(pair, name, None)):
-                raise TypeError(f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}.")
+                reason = " What is sampled without a density (a GAN) is trained by train(Adversarial(gan), ...)."
+                raise TypeError(
+                    f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}."
+                    f"{reason if name == 'guide' else ''}"
+                )
         if optimizer is not None and not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
             raise TypeError(f"optimizer must be a torch optimiser or a function of the parameters, got {optimizer!r}.")
         self.pair = pair
