@@ -155,13 +155,17 @@ def log_likelihood(pair: Pair, *batch: Any, mask: Any = None, num_samples: int =
     columns = [torch.cat(column) for column in zip(*blocks, strict=True)]
     values, bound, error, ess, k_hat, constant = columns
     # A weight without variance means an exact guide. Few samples can agree by chance, so then all data must.
-    exact = constant.bool() & (
-        num_samples >= 25 or (bool(constant.bool().all()) and (num_samples > 1 or not structure.random))
+    # One without randomness, of discrete latents, has found one term of the sum that p(x) is, at any number of samples.
+    exact = (
+        constant.bool()
+        & (not structure.point)
+        & (num_samples >= 25 or (bool(constant.bool().all()) and (num_samples > 1 or not structure.random)))
     )
     threshold = min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | ((k_hat < threshold) & (num_samples >= 25))
-    return Estimate(values, bound, torch.where(exact, 0.0, error), ess, k_hat, reliable, num_samples)
+    certain = exact | structure.point
+    return Estimate(values, bound, torch.where(certain, 0.0, error), ess, k_hat, reliable, num_samples)
 
 
 def cell_seed(seed: int, block: int, cell: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
@@ -142,11 +143,8 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
         if not context:
             stack.enter_context(pyro.plate("data_drawn", n, dim=-1))
-        if "" in given:
-            names = [name for name, s in _run(pair, context).items()]
-            given = {_only_latent(names): given[""]}
-        found = _run(pair, context, given)
-        if unknown := [name for name in given if name not in found]:
+        found = _run_unnamed(pair, context, given[""]) if "" in given else _run(pair, context, given)
+        if unknown := [name for name in given if name and name not in found]:
             raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
         site = found.get("x") or list(found.values())[-1]
         if mean:
@@ -170,8 +168,31 @@ def _run(pair: Any, context: Any, given: dict[str, Tensor] | None = None) -> dic
     return sites(trace)
 
 
-def _only_latent(names: list[str]) -> str:
+class _Unnamed(poutine.messenger.Messenger):
+    """Puts a value in the place of the first draw: nothing is drawn only to learn its name."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value, self.used = value, False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (self.used or msg["done"] or site_is_subsample(msg)):
+            msg["value"], msg["done"], self.used = self.value, True, True
+
+
+def _run_unnamed(pair: Any, context: Any, value: Tensor) -> dict[str, Any]:
+    """The model given its only latent."""
+    try:
+        with _Unnamed(value):
+            found = _run(pair, context)
+    except (ValueError, RuntimeError):  # the value may not be what the first of several latents is
+        _check_only_latent(list(_run(pair, context)))
+        raise
+    _check_only_latent(list(found))
+    return found
+
+
+def _check_only_latent(names: list[str]) -> None:
     latents = [name for name in names if name != "x"] if "x" in names else names[:-1]
     if len(latents) != 1:
         raise ValueError(f"The model has the latents {latents}: give decode a dictionary of them by name.")
-    return latents[0]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ppgen.inference.modes import device_of, seeded
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import Pair
+from ppgen.pair import Pair, unadapted
 
 __all__ = ["log_weights"]
 
@@ -37,7 +38,8 @@ class Structure(NamedTuple):
 
     nesting: int  # how many plate axes the pair itself uses
     full_size: int | None  # of the data plate, before subsampling; None where no site lies on axis −1
-    random: bool  # whether the guide draws anything
+    random: bool  # whether the guide draws anything that could come out otherwise
+    point: bool  # whether the guide proposes latents, but puts all of its mass on one point
     enumerated: bool  # whether a site asks to be enumerated
 
 
@@ -97,12 +99,32 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     frames = [f for site in found if (f := frame_of_data(site)) is not None]
+    points = [is_point(site) for site in sites(guide_trace).values()]
     return Structure(
         nesting=-min(dims, default=0),
         full_size=max((f.full_size or f.size for f in frames), default=None),
-        random=bool(sites(guide_trace)),
+        random=not all(points),
+        point=bool(points) and all(points),
         enumerated=any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"]),
     )
+
+
+def is_point(site: Any) -> bool:
+    """Whether a site can have one value only."""
+    fn = unadapted(site["fn"])
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _has_density(site: Any) -> bool:
+    """Whether a site is scored by a density, which is not a probability."""
+    if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
+        return False
+    try:
+        return not site["fn"].support.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def _device(batch: Sequence[Any]) -> torch.device | None:
@@ -139,6 +161,24 @@ def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_p
         raise ValueError("The model observes nothing: give one of its sample sites obs=… from the batch.")
 
 
+def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Makes sure that a guide without any randomness proposes nothing continuous, where a point has no probability.
+
+    Raises:
+        ValueError: it does, as an autoencoder's.
+    """
+    if not all(is_point(site) for site in guide_sites.values()):
+        return
+    names = [name for name in guide_sites if name in model_sites and _has_density(model_sites[name])]
+    if names:
+        raise ValueError(
+            f"The guide proposes the continuous {names} at a point, and nothing around it: a point has no probability "
+            "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. An autoencoder has no density of "
+            "x for that reason. Fit a prior to its codes and take models.DensityNetwork(prior, decoder), or train a "
+            "models.VAE, whose guide is a distribution."
+        )
+
+
 def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
     """The number of data, once it is sure that every site can be weighed per datum.
 
@@ -147,6 +187,7 @@ def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Se
     """
     model_sites, guide_sites = sites(model_trace), sites(guide_trace)
     check_names(model_sites, guide_sites, from_prior)
+    check_point(model_sites, guide_sites)
     sizes: dict[str, int] = {}
     for where, found in (("model", model_sites), ("guide", guide_sites)):
         for name, site in found.items():
