@@ -1,5 +1,6 @@
 """Model/guide pairs, one family a file."""
 
+from ppgen.models.autoencoder import Autoencoder
 from ppgen.models.bigan import BiGAN
 from ppgen.models.density import DensityNetwork, ExplicitDensity
 from ppgen.models.factor import FactorAnalysis, ProbabilisticPCA
@@ -10,6 +11,7 @@ from ppgen.models.mixture import GaussianMixture
 from ppgen.models.semisupervised import SemiSupervisedVAE, StackedSemiSupervisedVAE
 from ppgen.models.vae import VAE
 from ppgen.models.vaegan import VAEGAN
+from ppgen.models.vqvae import VQVAE, HierarchicalVQVAE
 from ppgen.pair import Custom
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "GAN",
     "VAE",
     "VAEGAN",
+    "VQVAE",
+    "Autoencoder",
     "BiGAN",
     "Custom",
     "DensityNetwork",
@@ -24,6 +28,7 @@ __all__ = [
     "FactorAnalysis",
     "GaussianMixture",
     "HierarchicalVAE",
+    "HierarchicalVQVAE",
     "LadderVAE",
     "ProbabilisticPCA",
     "SemiSupervisedVAE",

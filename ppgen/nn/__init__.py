@@ -6,6 +6,8 @@ from .gan import DCGANDiscriminator, DCGANGenerator, spectrally_normalized
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
 from .pixelcnn import GatedPixelCNN, PixelCNN
+from .quantizer import VectorQuantizer
+from .residual import ResidualConvNet
 from .shapes import as_shape, batched, check_event, concat, feed
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "GatedMLP",
     "GatedPixelCNN",
     "PixelCNN",
+    "ResidualConvNet",
+    "VectorQuantizer",
     "as_shape",
     "batched",
     "check_event",

@@ -6,11 +6,13 @@ An unconditional prior ignores what it is called with and returns an empty batch
 from .categorical import Categorical
 from .flow import Autoregressive, Flow
 from .gaussian import DiagNormal, MixtureOfGaussians, StandardNormal
+from .grid import CategoricalGrid
 from .vamp import VampPrior
 
 __all__ = [
     "Autoregressive",
     "Categorical",
+    "CategoricalGrid",
     "DiagNormal",
     "Flow",
     "MixtureOfGaussians",

@@ -1,0 +1,616 @@
+"""Vector quantisation against brute force and its formulas; the bound by hand; priors fitted to codes."""
+
+import copy
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen import decoders, models, nn, priors
+from ppgen.inference import (
+    SVI,
+    decode,
+    elbo,
+    encode,
+    fit,
+    iwae,
+    latent_report,
+    log_likelihood,
+    log_weights,
+    reconstruct,
+    sample,
+)
+
+IMAGE, GRID = (1, 5, 6), (3, 3, 3)
+K = 6
+
+
+def small(prior=None, **options):
+    return models.VQVAE(
+        nn.ResidualConvNet(IMAGE, GRID, channels=8, num_blocks=1),
+        nn.VectorQuantizer(K, GRID[0], **options),
+        decoders.Bernoulli(nn.ResidualConvNet(GRID, IMAGE, channels=8, num_blocks=1)),
+        prior,
+    )
+
+
+def levels(num_levels=2, y=()):
+    """Grids of 3 × 3, 2 × 2 and 1 × 1, each encoder and the decoder seeing all codes above."""
+    grids = [(3, 3, 3), (4, 2, 2), (2, 1, 1)][:num_levels]
+    small_net = {"channels": 8, "num_blocks": 1}
+    return models.HierarchicalVQVAE(
+        [nn.ResidualConvNet(IMAGE, g, context_shapes=[*grids[i + 1 :], *y], **small_net) for i, g in enumerate(grids)],
+        [nn.VectorQuantizer(K + i, g[0]) for i, g in enumerate(grids)],
+        decoders.Bernoulli(nn.ResidualConvNet(grids[0], IMAGE, context_shapes=[*grids[1:], *y], **small_net)),
+    )
+
+
+def images(n=20):
+    return torch.bernoulli(torch.full((n, *IMAGE), 0.4))
+
+
+# The quantizer
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
+def test_the_nearest_code_is_that_of_brute_force(lead):
+    quantizer = nn.VectorQuantizer(11, 3).eval()
+    quantizer.codebook.data.normal_()
+    h = torch.randn(*lead, 3, 2, 5)
+    codes = quantizer(h)
+    assert codes.shape == (*lead, 2, 5)
+    distance = (h.unsqueeze(-4) - quantizer.codebook[:, :, None, None]).square().sum(-3)  # (*, K, H, W)
+    assert torch.equal(codes, distance.argmin(-3))
+    e = quantizer.embed(codes)
+    assert e.shape == h.shape
+    assert torch.allclose((h - e).square().sum(-3), distance.amin(-3))
+    assert torch.equal(quantizer(e), codes), "a code is nearest to itself"
+    assert torch.equal(quantizer.embed(codes.float()), e), "codes that come as floating-point numbers"
+
+
+def test_the_straight_through_gradient_is_that_of_the_decoders_input():
+    quantizer = nn.VectorQuantizer(K, 3)
+    h = torch.randn(4, 3, 2, 2, requires_grad=True)
+    codes = quantizer.eval()(h)
+    weights = torch.randn(4, 3, 2, 2)
+    passed = quantizer.straight_through(h, codes)
+    assert torch.equal(passed, quantizer.embed(codes)), "its value is the code's, exactly"
+    (passed.sin() * weights).sum().backward()
+    e = quantizer.embed(codes).detach().requires_grad_()
+    (e.sin() * weights).sum().backward()
+    assert torch.equal(h.grad, e.grad)
+    assert quantizer.codebook.grad is None
+
+
+def test_the_commitment_reaches_the_encoder_only_and_the_codebook_term_the_codebook_only():
+    quantizer = nn.VectorQuantizer(K, 3, ema=False, commitment=0.3).eval()
+    h = torch.randn(4, 3, 2, 2, requires_grad=True)
+    codes = quantizer(h)
+    penalty = quantizer.penalty(h, codes)
+    e = quantizer.embed(codes).detach()
+    distance = (h.detach() - e).square().sum((-3, -2, -1))
+    assert penalty.shape == (4,) and torch.allclose(penalty, 1.3 * distance)
+    penalty.sum().backward()
+    assert torch.allclose(h.grad, 2 * 0.3 * (h.detach() - e))
+    expected = torch.zeros(K, 3)
+    for n, i, j in itertools.product(range(4), range(2), range(2)):
+        expected[codes[n, i, j]] += 2 * (e - h.detach())[n, :, i, j]
+    assert torch.allclose(quantizer.codebook.grad, expected, atol=1e-6)
+
+    average = nn.VectorQuantizer(K, 3, commitment=0.3).eval()
+    codes = average(h)
+    expected = 0.3 * (h - average.embed(codes)).square().sum((-3, -2, -1))
+    assert torch.allclose(average.penalty(h, codes), expected), "no codebook term beside the averages"
+    assert not average.codebook.requires_grad
+
+
+def test_the_averages_are_those_of_the_formula():
+    decay = 0.8
+    quantizer = nn.VectorQuantizer(5, 2, decay=decay, revival=0.0)
+    quantizer.codebook.data.normal_()
+    start = quantizer.codebook.detach().clone()
+    history = []
+    for _ in range(6):
+        h = torch.randn(7, 2, 1, 3)
+        before = quantizer.codebook.detach().clone()
+        codes = quantizer(h)
+        vectors = h.movedim(1, -1).reshape(-1, 2)
+        nearest = torch.cdist(vectors, before).argmin(-1)
+        assert torch.equal(codes.reshape(-1), nearest), "assigned by the codebook as it was"
+        history.append((vectors, nearest))
+        for k in range(5):
+            # Weights of the batches in an exponential average that started at 0, corrected for that start.
+            powers = [(1 - decay) * decay**age for age in reversed(range(len(history)))]
+            bias = 1 - decay ** len(history)
+            count = sum(p * (n == k).sum() for p, (_, n) in zip(powers, history, strict=True)) / bias
+            total = sum(p * v[n == k].sum(0) for p, (v, n) in zip(powers, history, strict=True)) / bias
+            expected = total / count if count > 0 else start[k]
+            assert torch.allclose(quantizer.codebook[k], expected, atol=1e-5)
+            assert torch.allclose(quantizer.counts[k] / bias, torch.as_tensor(count).float(), atol=1e-5)
+
+
+def test_a_dead_code_is_revived_and_one_in_use_is_not():
+    quantizer = nn.VectorQuantizer(4, 2, decay=0.5, revival=0.1)
+    centres = torch.tensor([[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0]])
+    quantizer.codebook.data.copy_(torch.cat([centres, torch.full((1, 2), 100.0)]))  # the last is out of reach
+    h = (centres[torch.arange(30) % 3] + 0.1 * torch.randn(30, 2)).reshape(30, 2, 1, 1)
+    quantizer(h)
+    assert (quantizer.codebook[:3] - centres).abs().max() < 0.5, "codes in use stay with their data"
+    distance = (h.reshape(30, 2) - quantizer.codebook[3]).norm(dim=-1)
+    assert distance.min() == 0, "the dead one is on a vector of the batch"
+    assert quantizer.counts[3] > 0 and torch.allclose(quantizer.sums[3], quantizer.counts[3] * quantizer.codebook[3])
+    for _ in range(3):
+        quantizer(h)
+    assert quantizer.perplexity > 3
+
+    kept = nn.VectorQuantizer(4, 2, revival=0.0)
+    kept.codebook.data.fill_(100.0)
+    kept.codebook.data[0] = 0.0
+    kept(h)
+    assert bool((kept.codebook[1:] == 100.0).all()), "no revival, and an unused code stays where it is"
+
+
+def test_the_first_batch_places_the_codebook_among_the_data():
+    for ema in (True, False):
+        quantizer = nn.VectorQuantizer(64, 2, ema=ema)
+        h = 10 + torch.randn(100, 2, 1, 1)
+        quantizer(h)
+        nearest = (quantizer.codebook.detach().unsqueeze(1) - h.reshape(100, 2)).norm(dim=-1).amin(-1)
+        assert (nearest == 0).sum() >= 55
+        assert len(torch.unique(quantizer.codebook, dim=0)) == 64
+        tiny = nn.VectorQuantizer(64, 2, ema=ema)
+        tiny(h[:5])  # fewer vectors than codes
+        assert tiny.codebook.isfinite().all()
+
+
+def test_the_perplexity_of_uniform_use_is_the_number_of_codes():
+    quantizer = nn.VectorQuantizer(8, 2)
+    assert math.isnan(quantizer.perplexity)
+    quantizer.codebook.data.copy_(torch.randn(8, 2) * 10)
+    h = quantizer.codebook.detach().reshape(8, 2, 1, 1)
+    quantizer(h.repeat(3, 1, 1, 1))
+    assert quantizer.perplexity == pytest.approx(8, abs=1e-4)
+    single = nn.VectorQuantizer(8, 2, revival=0.0)
+    single(torch.zeros(4, 2, 1, 1) + single.codebook[3].detach()[:, None, None])
+    assert single.perplexity == pytest.approx(1)
+
+
+@pytest.mark.parametrize("still", ["eval mode", "no gradients", "a batch that is not finite"])
+def test_the_codebook_moves_in_training_only(still):
+    quantizer = nn.VectorQuantizer(4, 2)
+    before = copy.deepcopy(quantizer.state_dict())
+    h = torch.randn(10, 2, 1, 1)
+    if still == "eval mode":
+        quantizer.eval()(h)
+    elif still == "no gradients":
+        with torch.no_grad():
+            quantizer(h)
+    else:
+        quantizer(h / 0)
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_training_goes_on_exactly_from_a_saved_state(ema):
+    x = images(40)
+    pair = small(ema=ema)
+    fit(pair, x, epochs=2, batch_size=10, seed=0)
+    other = small(ema=ema)
+    other.load_state_dict(copy.deepcopy(pair.state_dict()))
+    assert other.monitors == pair.monitors and torch.equal(other.quantizer.sums, pair.quantizer.sums)
+    for each in (pair, other):
+        fit(each, x, epochs=2, batch_size=10, seed=1)
+    for (name, a), b in zip(pair.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"codebook_size": 0}, "codebook_size must be a positive whole number, got 0"),
+        ({"code_dim": 2.5}, "code_dim must be"),
+        ({"decay": 1.0}, "decay must be at least 0 and below 1, got 1.0"),
+        ({"revival": -0.1}, "revival must be"),
+        ({"commitment": -1.0}, "commitment must be a finite number that is not negative, got -1.0"),
+    ],
+)
+def test_quantizers_that_cannot_be_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        nn.VectorQuantizer(**{"codebook_size": 4, "code_dim": 2, **options})
+
+
+def test_grids_of_other_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"grids of vectors \(\*, 3, H, W\).*\(4, 2, 5, 5\)"):
+        nn.VectorQuantizer(4, 3)(torch.zeros(4, 2, 5, 5))
+
+
+# The pair
+
+
+def bound(pair, x, codes):
+    """The bound log p(x | e_z) + log p(z) for a uniform prior, by hand."""
+    with torch.no_grad():
+        logits = pair.decoder.net(pair.quantizer.embed(codes))
+        log_p = torch.distributions.Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
+        return log_p - codes[0].numel() * math.log(K)
+
+
+def test_the_log_likelihood_is_the_bound_and_says_so():
+    pair, x = small(), images()
+    fit(pair, x, epochs=2, seed=0)
+    codes = encode(pair, x)
+    with torch.no_grad():
+        assert torch.equal(codes, pair.eval().quantizer(pair.encoder(x)))
+    for num_samples in (1, 30):
+        estimate = log_likelihood(pair, x, num_samples=num_samples)
+        assert torch.allclose(estimate.values.float(), bound(pair, x, codes), atol=1e-4)
+        assert estimate.is_lower_bound and "lower bound" in str(estimate)
+        assert not estimate.mc_standard_error.any(), "there is nothing random in it"
+    assert torch.allclose(log_weights(pair.eval(), x, num_samples=2), bound(pair, x, codes).expand(2, -1), atol=1e-4)
+    assert latent_report(pair, x).kl["z"] == pytest.approx(9 * math.log(K), abs=1e-4)
+
+
+def test_it_bounds_the_likelihood_that_all_grids_add_up_to():
+    grid = (3, 2, 1)
+    pair = models.VQVAE(
+        torch.nn.Sequential(nn.MLP(IMAGE, 8, grid)),
+        nn.VectorQuantizer(3, 3),
+        decoders.Bernoulli(nn.MLP(grid, 8, IMAGE)),
+        priors.CategoricalGrid(3, (2, 1)),
+    )
+    x = images(5)
+    every = torch.tensor(list(itertools.product(range(3), repeat=2))).reshape(9, 2, 1)
+    with torch.no_grad():
+        log_p = pair.decoder(pair.quantizer.embed(every).unsqueeze(1)).log_prob(x) - 2 * math.log(3)  # (9, N)
+    assert (log_likelihood(pair, x, num_samples=1).values < log_p.logsumexp(0)).all()
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_training_loss_is_the_bound_with_its_penalty_and_reaches_every_parameter(ema):
+    pair, x = small(ema=ema, decay=0.0, revival=0.0), images()
+    loss = elbo()(pair.model, pair.guide, x)
+    loss.backward()
+    # The codebook has moved before it was used: by hand with the codes that were found before that.
+    h = pair.encoder(x).detach()
+    fresh = copy.deepcopy(pair).eval()
+    codes = fresh.quantizer(h) if not ema else _codes_of(pair, h)
+    expected = -bound(fresh, x, codes).mean() + fresh.quantizer.penalty(h, codes).mean()
+    assert torch.allclose(loss, expected, atol=1e-3)
+    for name, parameter in pair.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            if "encoder" in name or "decoder" in name or "codebook" in name:
+                assert parameter.grad.abs().sum() > 0, name
+
+
+def _codes_of(pair, h):
+    """With decay 0 each code in use is the mean of what was assigned to it, which undoes the move."""
+    means, vectors = pair.quantizer.codebook.detach(), h.movedim(1, -1)
+    codes = torch.cdist(vectors.reshape(-1, h.shape[1]), means).argmin(-1).reshape(len(h), *h.shape[2:])
+    return codes
+
+
+def catch(caught, **tensors):
+    """Keeps what goes through a network while gradients are on, and has their gradients kept."""
+    for tensor in tensors.values():
+        if tensor.requires_grad:
+            tensor.retain_grad()
+            caught.update(tensors)
+
+
+def test_the_encoder_gets_the_decoders_gradient():
+    pair, x = small(commitment=0.0, revival=0.0), images(6)
+    caught = {}
+    pair.encoder.register_forward_hook(lambda m, i, out: catch(caught, h=out))
+    pair.decoder.register_forward_pre_hook(lambda m, args: catch(caught, e=args[0]))
+    elbo()(pair.model, pair.guide, x).backward()
+    assert caught["h"].grad.abs().sum() > 0
+    assert torch.allclose(caught["h"].grad, caught["e"].grad)
+
+
+def test_training_finds_codes_that_tell_the_data_apart():
+    prototypes = torch.bernoulli(torch.full((4, *IMAGE), 0.5))
+    x = prototypes[torch.arange(200) % 4]
+    for ema in (True, False):
+        pair = small(ema=ema)
+        before = log_likelihood(pair, x, num_samples=1).mean
+        history = fit(pair, x, epochs=40, batch_size=50, seed=0, optimizer=_adam)
+        assert history.loss[-1] < history.loss[0]
+        assert log_likelihood(pair, x, num_samples=1).mean > before + 10
+        assert (reconstruct(pair, prototypes) - prototypes).abs().mean() < 0.05
+        assert 1 < pair.monitors["perplexity"] <= K
+
+
+def _adam(parameters):
+    return torch.optim.Adam(parameters, lr=5e-3)
+
+
+def test_losses_of_several_kinds_train_the_same_pair(global_param_store):
+    x = images()
+    for loss in (elbo(), elbo(num_particles=2), iwae(3), pyro.infer.Trace_ELBO()):
+        pair = small()
+        before = copy.deepcopy(pair.state_dict())
+        value = SVI(pair, loss).step(x)
+        moved = {n for n, p in pair.state_dict().items() if not torch.equal(p, before[n])}
+        assert torch.isfinite(value)
+        assert {n.split(".")[0] for n in moved} == {"encoder", "decoder", "quantizer"}, type(loss).__name__
+    pair = small()
+    before = copy.deepcopy(pair.state_dict())
+    pyro.infer.SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO()).step(x)
+    moved = {n.split(".")[0] for n, p in pair.state_dict().items() if not torch.equal(p, before[n])}
+    assert moved == {"encoder", "decoder", "quantizer"}
+
+
+def test_a_prior_is_fitted_to_the_codes_and_takes_its_place():
+    pair, x = small(), images(100)
+    fit(pair, x, epochs=3, seed=0)
+    codes = encode(pair, x)
+    uniform = log_likelihood(pair, x, num_samples=1)
+    prior = priors.CategoricalGrid(K, GRID[1:], learn=True)
+    fit(models.ExplicitDensity(prior), codes, epochs=60, seed=0, optimizer=_adam)
+    frozen = copy.deepcopy(pair.decoder.state_dict())
+    pair.prior = prior
+    fitted = log_likelihood(pair, x, num_samples=1)
+    difference = prior().log_prob(codes).detach() + 9 * math.log(K)
+    assert torch.allclose((fitted.values - uniform.values).float(), difference, atol=1e-3)
+    assert fitted.mean > uniform.mean
+    assert all(torch.equal(frozen[n], v) for n, v in pair.decoder.state_dict().items())
+
+
+class Certain(torch.nn.Module):
+    """One grid, with certainty."""
+
+    def __init__(self, codes):
+        super().__init__()
+        self.codes = codes
+        self.drawn = 0
+
+    def forward(self, *context):
+        self.drawn += 1
+        return dist.Delta(self.codes, event_dim=2)
+
+
+def test_samples_go_from_the_prior_through_the_codebook_to_the_decoder():
+    codes = torch.arange(9).reshape(3, 3) % K
+    pair = small(Certain(codes))
+    with torch.no_grad():
+        mean = pair.decoder(pair.quantizer.embed(codes)).mean
+    assert torch.allclose(sample(pair, 4, mean=True), mean.expand(4, *IMAGE))
+    assert sample(pair, 4, seed=0).unique().tolist() == [0.0, 1.0]
+    assert torch.allclose(decode(pair, codes.expand(4, 3, 3)), mean.expand(4, *IMAGE))
+    assert torch.equal(sample(small(), 5, seed=3), sample(small(), 5, seed=3)) is False, "other parameters"
+
+
+class Slow(torch.nn.Module):
+    """A prior whose draws must not be asked for where codes are given."""
+
+    def forward(self, *context):
+        class Refusing(dist.Categorical):
+            def sample(self, sample_shape=()):
+                raise AssertionError("drawn")
+
+        return Refusing(logits=torch.zeros(3, 3, K)).to_event(2)
+
+
+def test_decoding_draws_nothing_from_the_prior():
+    pair, x = small(Slow()), images()
+    assert reconstruct(pair, x).shape == x.shape
+    assert decode(pair, encode(pair, x)).shape == x.shape
+    with pytest.raises(AssertionError, match="drawn"):
+        sample(pair, 2)
+
+
+def test_masks_leave_what_is_missing_out_of_the_encoder_and_the_bound():
+    pair, x = small(), images()
+    mask = torch.rand(x.shape) < 0.6
+    fit(pair, x, mask=mask, epochs=2, seed=0)
+    holes = torch.where(mask, x, torch.nan)
+    estimate = log_likelihood(pair, holes, mask=mask, num_samples=1)
+    filled = torch.where(mask, x, 0.0)
+    codes = encode(pair, filled)
+    assert torch.equal(encode(pair, holes, mask=mask), codes)
+    with torch.no_grad():
+        elements = pair.decoder(pair.quantizer.embed(codes)).base_dist.log_prob(filled)
+        expected = (elements * mask).sum((1, 2, 3)) - 9 * math.log(K)
+    assert torch.allclose(estimate.values.float(), expected, atol=1e-4)
+    whole = torch.ones_like(mask)
+    assert torch.equal(log_likelihood(pair, x, mask=whole).values, log_likelihood(pair, x).values)
+
+
+def test_contexts_reach_every_part():
+    options = {"channels": 8, "num_blocks": 1, "context_shapes": [2]}
+    pair = models.VQVAE(
+        nn.ResidualConvNet(IMAGE, GRID, **options),
+        nn.VectorQuantizer(K, 3),
+        decoders.Bernoulli(nn.ResidualConvNet(GRID, IMAGE, **options)),
+    )
+    x, y = images(), torch.eye(2).repeat(10, 1)
+    fit(pair, (x, y), epochs=1, seed=0)
+    assert not torch.allclose(reconstruct(pair, x, y), reconstruct(pair, x, y.flip(0)))
+    assert sample(pair, 20, y).shape == x.shape
+    assert log_likelihood(pair, x, y, num_samples=1).values.shape == (20,)
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        ({"quantizer": torch.nn.Linear(2, 2)}, TypeError, "must be an nn.VectorQuantizer, got Linear"),
+        ({"encoder": "a"}, TypeError, "encoder must be a network, got str"),
+        ({"decoder": 3}, TypeError, "decoder must be a module that returns a distribution, got int"),
+        ({"prior": 3}, TypeError, "prior must be a module"),
+        ({"encoder": torch.nn.Identity()}, TypeError, "states no out_shape.*CategoricalGrid"),
+        ({"encoder": nn.MLP(4, (2, 3, 3))}, ValueError, r"gives \(2, 3, 3\).*code_dim=3"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(parts, error, words):
+    good = {
+        "encoder": nn.MLP(4, GRID),
+        "quantizer": nn.VectorQuantizer(K, 3),
+        "decoder": decoders.Normal(nn.MLP(GRID, 4)),
+    }
+    with pytest.raises(error, match=words):
+        models.VQVAE(**{**good, **parts})
+
+
+# Several levels
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3])
+def test_levels_have_their_grids_and_their_bound(num_levels):
+    pair, x = levels(num_levels), images()
+    before = copy.deepcopy(pair.state_dict())
+    history = fit(pair, x, epochs=2, seed=0)
+    assert torch.isfinite(torch.tensor(history.loss)).all()
+    still = [n for n, v in pair.state_dict().items() if torch.equal(v, before[n])]
+    assert not still, f"did not move: {still}"
+    codes = encode(pair, x)
+    codes = {"z": codes} if num_levels == 1 else codes
+    names = [f"z{i + 1}" for i in range(num_levels)] if num_levels > 1 else ["z"]
+    assert [tuple(codes[n].shape[1:]) for n in names] == [(3, 3), (2, 2), (1, 1)][:num_levels]
+    with torch.no_grad():
+        e = [q.embed(codes[n]) for q, n in zip(pair.quantizers, names, strict=True)]
+        expected = pair.decoder(*e).log_prob(x)
+        for n, q in zip(names, pair.quantizers, strict=True):
+            expected = expected - codes[n][0].numel() * math.log(q.codebook_size)
+    estimate = log_likelihood(pair, x, num_samples=3)
+    assert torch.allclose(estimate.values.float(), expected, atol=1e-4) and estimate.is_lower_bound
+    assert reconstruct(pair, x).shape == sample(pair, 20).shape == x.shape
+    assert len(pair.monitors) == num_levels
+
+
+def test_one_level_is_the_vqvae_number_for_number():
+    one, single, x = levels(1), small(), images()
+    single.load_state_dict(
+        {
+            n.replace("encoders.0", "encoder").replace("quantizers.0", "quantizer"): v
+            for n, v in one.state_dict().items()
+        }
+    )
+    assert torch.equal(log_likelihood(one, x).values, log_likelihood(single, x).values)
+    for pair in (one, single):
+        torch.manual_seed(0)
+        pair.loss = elbo()(pair.model, pair.guide, x).item()
+    assert one.loss == single.loss
+
+
+def test_the_lower_encoder_trains_the_upper_through_its_code():
+    pair, x = levels(2), images(6)
+    pair.quantizers[1].commitment = 0.0
+    caught = {}
+    pair.encoders[1].register_forward_hook(lambda m, i, out: catch(caught, h=out))
+    pair.encoders[0].register_forward_pre_hook(lambda m, args: catch(caught, e=args[1]))
+    pair.decoder.register_forward_pre_hook(lambda m, args: catch(caught, d=args[1]))
+    elbo()(pair.model, pair.guide, x).backward()
+    assert caught["e"].grad.abs().sum() > 0
+    assert torch.allclose(caught["h"].grad, caught["e"].grad + caught["d"].grad, atol=1e-6)
+
+
+def test_a_lower_prior_sees_the_codes_above():
+    class Above(torch.nn.Module):
+        """p(z1 | e2)."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.MLP((4, 2, 2), 16, (3, 3, K))
+
+        def forward(self, e):
+            return dist.Categorical(logits=self.net(e)).to_event(2)
+
+    pair, x = levels(2), images(100)
+    fit(pair, x, epochs=3, seed=0)
+    z = encode(pair, x)
+    uniform = log_likelihood(pair, x, num_samples=1).mean
+    bottom, above = Above(), pair.quantizers[1].embed(z["z2"]).detach()
+    fit(models.ExplicitDensity(bottom), (z["z1"], above), epochs=30, seed=0, optimizer=_adam)
+    pair.priors[0] = bottom
+    assert log_likelihood(pair, x, num_samples=1).mean > uniform
+    assert sample(pair, 3).shape == (3, *IMAGE)
+
+
+def test_levels_that_do_not_match_are_refused():
+    encoder, quantizer, decoder = nn.MLP(4, GRID), nn.VectorQuantizer(K, 3), decoders.Normal(nn.MLP(GRID, 4))
+    with pytest.raises(ValueError, match="2 encoders, 1 quantizers and 2 priors"):
+        models.HierarchicalVQVAE([encoder, encoder], [quantizer], decoder)
+    with pytest.raises(TypeError, match="encoders must be a list of modules"):
+        models.HierarchicalVQVAE(encoder, [quantizer], decoder)
+    with pytest.raises(ValueError, match="0 encoders"):
+        models.HierarchicalVQVAE([], [], decoder)
+    with pytest.raises(ValueError, match=r"HierarchicalVQVAE: an encoder gives \(2, 3, 3\)"):
+        models.HierarchicalVQVAE([nn.MLP(4, (2, 3, 3))], [quantizer], decoder)
+
+
+# The networks between images
+
+
+@pytest.mark.parametrize(
+    ("large", "small"), [((28, 28), (7, 7)), ((28, 20), (4, 3)), ((5, 7), (3, 4)), ((6, 6), (6, 6))]
+)
+def test_residual_networks_go_both_ways(large, small):
+    options = {"channels": 8, "num_blocks": 1}
+    down = nn.ResidualConvNet((2, *large), (3, *small), **options)
+    up = nn.ResidualConvNet((3, *small), (2, *large), **options)
+    x = torch.randn(2, 5, 2, *large)
+    assert down(x).shape == (2, 5, 3, *small)
+    assert up(down(x)).shape == x.shape
+    assert torch.allclose(down(x)[1, 3], down(x[1, 3]), atol=1e-5), "leading axes do not mix"
+    up(down(x)).square().sum().backward()
+    for net in (down, up):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_residual_networks_keep_places():
+    down = nn.ResidualConvNet((1, 32, 32), (4, 8, 8), channels=8, num_blocks=1)
+    x = torch.zeros(1, 1, 32, 32, requires_grad=True)
+    down(x)[0, :, 1, 1].sum().backward()
+    assert x.grad[0, 0, :16, :16].abs().sum() > 0
+    assert not x.grad[0, 0, 24:, 24:].any()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (((28, 28), (4, 7, 7)), "in_shape must be an image"),
+        (((1, 28, 28), 10), "out_shape must be an image"),
+        (((1, 28, 28), (4, 6, 7)), r"\(6, 7\) is no halving of \(28, 28\)"),
+        (((1, 28, 28), (4, 7, 14)), "is no halving"),
+    ],
+)
+def test_residual_networks_between_other_shapes_are_refused(shapes, words):
+    with pytest.raises(ValueError, match=words):
+        nn.ResidualConvNet(*shapes)
+
+
+def test_residual_networks_refuse_other_inputs():
+    net = nn.ResidualConvNet((1, 8, 8), (4, 4, 4), context_shapes=[3])
+    with pytest.raises(ValueError, match="takes 1 contexts"):
+        net(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"events of shape \(3,\)"):
+        net(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="context_shapes must be vectors or images"):
+        nn.ResidualConvNet((1, 8, 8), (4, 4, 4), context_shapes=[(3, 3)])
+
+
+# The uniform prior
+
+
+def test_the_grid_prior_is_uniform_until_it_learns():
+    prior = priors.CategoricalGrid(5, (2, 3))
+    assert not list(prior.parameters())
+    z = prior().sample((7,))
+    assert z.shape == (7, 2, 3) and z.max() < 5
+    assert torch.allclose(prior().log_prob(z), torch.tensor(-6 * math.log(5)))
+    learned = priors.CategoricalGrid(5, (2, 3), learn=True)
+    z = torch.randint(3, (50, 2, 3))
+    fit(
+        models.ExplicitDensity(learned),
+        z,
+        epochs=300,
+        batch_size=50,
+        seed=0,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
+    )
+    frequencies = torch.nn.functional.one_hot(z, 5).float().mean(0)
+    assert torch.allclose(learned.logits.softmax(-1), frequencies, atol=0.02)
