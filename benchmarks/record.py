@@ -11,11 +11,18 @@ import torch
 
 
 class Record:
-    """The cells in a file, or in memory alone if there is no file."""
+    """The cells in a file, or in memory alone if there is no file. Several processes may add to one file."""
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
-        self.cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"] if path and path.exists() else []
+        self._cells: list[dict[str, Any]] = []
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """All that has been measured."""
+        if self.path and self.path.exists():
+            self._cells = json.loads(self.path.read_text())["cells"]
+        return self._cells
 
     def has(self, **settings: Any) -> bool:
         """Whether a cell of these settings has been measured."""
@@ -23,11 +30,12 @@ class Record:
 
     def add(self, **cell: Any) -> None:
         """One more cell, with the versions and the kind of machine that it was measured on."""
-        self.cells.append(cell | {"machine": machine(), "versions": versions()})
+        cells = [*self.cells, cell | {"machine": machine(), "versions": versions()}]
+        self._cells = cells
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.about | {"cells": self.cells}, indent=1) + "\n")
+            partial = self.path.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(self.about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
             partial.replace(self.path)
 
 
