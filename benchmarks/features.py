@@ -33,6 +33,7 @@ from ppgen.data import DynamicBinarization
 from ppgen.inference import encode, fit
 
 NUM_CLASSES = 10
+RESULTS = Path(__file__).parent / "results" / "features.json"
 SETTINGS = ["epochs", "hidden", "latent_dim", "pseudo_inputs", "steps", "draws", "seed"]
 
 
@@ -174,12 +175,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="of the labelled images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, few steps; nothing is written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "features.json")
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, few steps; written only to --out")
+    parser.add_argument("--out", type=Path, help="of the cells; by default results/features.json beside this script")
     args = parser.parse_args()
     if args.quick:
-        args.epochs, args.hidden, args.latent_dim, args.pseudo_inputs, args.steps, args.out = 2, 32, 5, 20, 20, None
+        args.epochs, args.hidden, args.latent_dim, args.pseudo_inputs, args.steps = 2, 32, 5, 20, 20
         args.labels = [100, 1297]
+    elif args.out is None:
+        args.out = RESULTS
     torch.set_num_threads(args.threads)
     print(table(run(args).cells))
 

@@ -37,6 +37,7 @@ from ppgen.data import DynamicBinarization
 from ppgen.inference import classify, encode, fit, semi_supervised
 
 NUM_CLASSES = 10
+RESULTS = Path(__file__).parent / "results" / "semi_supervised.json"
 # Table 1 of the paper, errors in %; its M1 is followed by a transductive support-vector machine.
 PAPER = {
     "m1": {100: 11.82, 600: 5.72, 1000: 4.24},
@@ -198,13 +199,19 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits and two epochs; nothing is written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "semi_supervised.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="scikit-learn's digits and two epochs; written only to --out"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="of the cells; by default results/semi_supervised.json beside this script"
+    )
     args = parser.parse_args()
     if unknown := set(args.models) - {"pixels", *PAPER}:
         raise SystemExit(f"--models {', '.join(sorted(unknown))}: known are pixels, m1, m2 and m1+m2.")
     if args.quick:
-        args.epochs, args.hidden, args.latent_dim, args.out = [2, 2, 2], 32, 5, None
+        args.epochs, args.hidden, args.latent_dim = [2, 2, 2], 32, 5
+    elif args.out is None:
+        args.out = RESULTS
     args.epochs = dict(zip(PAPER, args.epochs, strict=True))
     args.alpha = dict(zip(("m2", "m1+m2"), args.alpha, strict=True))
     torch.set_num_threads(args.threads)

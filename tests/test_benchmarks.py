@@ -1,0 +1,41 @@
+"""The benchmarks that train run on few data, keep what they have measured, and do not measure it twice."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(script, out, monkeypatch, capsys, *options):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    argv = [script, "--quick", "--threads", "1", "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", argv)
+    runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "num_cells"),
+    [("semi_supervised.py", ["--labels", "100"], 4), ("features.py", ["--draws", "1"], 14)],
+)
+def test_cells_are_measured_once(script, options, num_cells, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results.json"
+    first = run(script, out, monkeypatch, capsys, *options)
+    cells = json.loads(out.read_text())["cells"]
+    assert len(cells) == num_cells and all(0 < cell["error"] < 95 for cell in cells)
+    assert first.count(" labels: ") == num_cells
+    second = run(script, out, monkeypatch, capsys, *options)
+    assert second.count(" labels: ") == 0 and second.strip() and first.endswith(second)
+    assert json.loads(out.read_text())["cells"] == cells
+
+
+def test_the_papers_errors_stand_beside_those_of_mnist_only(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    table = runpy.run_path(str(BENCHMARKS / "semi_supervised.py"))["table"]
+    cell = {"model": "m1+m2", "labels": 600, "error": 4.09, "epochs": {"m1": 1, "m1+m2": 2}, "seed": 0, "seconds": 9}
+    assert "4.09    2.59   +1.50" in table([cell | {"data": "mnist"}])
+    assert "2.59" not in table([cell | {"data": "digits"}])
