@@ -83,7 +83,7 @@ def incomplete(num_rows=50, dim=4, seed=1):
 
 
 def given_observed(gmm, row, seen):
-    """log p(k, observed), and the conditional means and covariances of a whole row, by the textbook."""
+    """Log p(k, observed), and the conditional means and covariances of a whole row, by the textbook."""
     log_joint, means, covariances = [], [], []
     missing = ~seen
     for weight, loc, covariance in zip(gmm.weights, gmm.loc, matrices(gmm), strict=True):
@@ -180,8 +180,8 @@ def test_fit_reaches_what_em_reaches(kind):
         for parameter in gmm.parameters():
             parameter.add_(0.2)
     assert gmm.score(x) < optimum - 0.05
-    options = {"epochs": 300, "batch_size": 150, "seed": 0, "progress": False}
-    fit(gmm, x, optimizer=lambda p: torch.optim.Adam(p, lr=0.02), **options)
+    options = {"epochs": 150, "batch_size": 150, "seed": 0, "progress": False}
+    fit(gmm, x, optimizer=lambda p: torch.optim.Adam(p, lr=0.03), **options)
     assert gmm.score(x) == pytest.approx(optimum, abs=2e-3)
 
 

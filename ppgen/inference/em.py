@@ -15,7 +15,7 @@ from ppgen.nn.shapes import positive_integer
 
 __all__ = ["EM"]
 
-SHORT_RUN = 10  # iterations after which restarts are compared
+SHORT_RUN = 20  # iterations after which restarts are compared
 FORGETTING = 0.6  # of stepwise EM: batch t has a share of t^-0.6 in the statistics
 
 
