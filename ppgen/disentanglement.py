@@ -144,7 +144,8 @@ def factor_vae_score(codes: Tensor, factors: Tensor, *, batch_size: int = 64, se
 
     is the batch's vote for a factor: 10,000 batches decide which factor each dimension stands for, by majority, and
     5,000 others are scored; chance is 1 / F. Dead dimensions are left out (those whose standard deviation is below 0.05
-    of the largest; for a VAE with unit prior, that is the published 0.05).
+    of the largest; for a VAE with unit prior, that is the published 0.05). A
+    slight rotation of a perfect code passes.
 
     References:
         Disentangling by Factorising (Kim & Mnih, 2018), https://arxiv.org/abs/1802.05983
@@ -214,7 +215,8 @@ def dci(codes: Tensor, factors: Tensor, *, num_trees: int = 20, seed: int = 0) -
     dimension serves which factor: see :func:`importance_scores`. Informativeness is its accuracy on data that it did
     not learn from. A seeded shuffle takes 10,000 data to learn from and 5,000 for the accuracy, or two thirds and one
     third where there are fewer. Every split of a tree chooses among all dimensions, and a leaf has at least 5 data, so
-    that dimensions which know nothing get next to no importance.
+    that dimensions which know nothing get next to no importance. (The paper regresses, and reports errors; the
+    factors here are indices, and the higher score is the better.)
 
     References:
         A Framework for the Quantitative Evaluation of Disentangled Representations (Eastwood & Williams, 2018),
