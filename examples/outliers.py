@@ -81,7 +81,7 @@ def main(quick: bool, out: Path, name: str = "digits") -> None:
             row = auroc(-inside, -scores), auroc(-sure, -confidence), (confidence > 0.99).double().mean()
             print(f"{kind:<24}{row[0]:6.3f}{row[1]:12.3f}{row[2]:9.0%}{scores.mean():10.0f}")
         for i in confidence.argsort(descending=images is not x)[:: 1 if images is not x else len(x) // 8][:8]:
-            title = f"{kind}: {label[i]}, {confidence[i]:.2%}\nlog p(x) = {scores[i]:.1f}"
+            title = f"{kind}, no. {i}:\n{label[i]} to {confidence[i]:.2%}, log p(x) = {scores[i]:.1f}"
             shown[title] = images[i : i + 1] / (levels - 1)
 
     textured = photographs[contrast > contrast.median()]
@@ -93,7 +93,7 @@ def main(quick: bool, out: Path, name: str = "digits") -> None:
     print(f"simpler: log p(x) {outside.mean():.0f}, and {inside.mean():.0f} of textures. Here p(x) is no score.")
     for kind, images, scores in (("textured", held_out, inside), ("smooth", smooth, outside)):
         for i in range(4):
-            shown[f"{kind}\nlog p(x) = {scores[i]:.1f}"] = images[i : i + 1] / (levels - 1)
+            shown[f"{kind} patch, no. {i}\nlog p(x) = {scores[i]:.1f}"] = images[i : i + 1] / (levels - 1)
     plots.sheet(shown, out, columns=8, per_row=1)
     print(f"what the classifier is surest of, and log p(x); last row: the model of textures in {out}")
 
