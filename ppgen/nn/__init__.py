@@ -6,6 +6,8 @@ from .gan import DCGANDiscriminator, DCGANGenerator, spectrally_normalized
 from .gated import GatedLinear, GatedMLP
 from .mlp import MLP
 from .pixelcnn import GatedPixelCNN, PixelCNN
+from .pixelcnnpp import PixelCNNPlusPlus
+from .pixelrnn import DiagonalBiLSTM, PixelRNN, RowLSTM
 from .quantizer import VectorQuantizer
 from .residual import ResidualConvNet
 from .shapes import as_shape, batched, check_event, concat, feed
@@ -16,13 +18,17 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DeconvNet",
+    "DiagonalBiLSTM",
     "GatedBranches",
     "GatedConv2d",
     "GatedLinear",
     "GatedMLP",
     "GatedPixelCNN",
     "PixelCNN",
+    "PixelCNNPlusPlus",
+    "PixelRNN",
     "ResidualConvNet",
+    "RowLSTM",
     "VectorQuantizer",
     "as_shape",
     "batched",

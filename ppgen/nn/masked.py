@@ -7,7 +7,7 @@ it, or one pixel: only :class:`MaskedConv2d` needs to know which, and then takes
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +105,10 @@ class MaskedConv2d(nn.Module):
         mask = torch.tensor(field.rows)
         self.height, self.width = mask.shape
         self.register_buffer("mask", mask, persistent=False)
-        bound = (in_channels * int(mask.sum())) ** -0.5  # as in torch.nn.Conv2d, for the weights that are kept
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *mask.shape).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound))
+        # So that outputs vary as much as inputs; with torch's own rule little is left of the signal after a few gates.
+        scale = (in_channels * int(mask.sum())) ** -0.5
+        self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, *mask.shape))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
 
     @property
     def margins(self) -> tuple[int, int]:
@@ -148,6 +149,7 @@ class Pointwise(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int = 1, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias)
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] * x.shape[-2] == 1 and self.groups == 1:
@@ -167,6 +169,7 @@ class Cursor:
     Attributes:
         row: the current row.
         column: the current column; None while the whole row is computed.
+        notes: what an owner keeps of the current row.
     """
 
     def __init__(self, batch: int, size: tuple[int, int]) -> None:
@@ -174,6 +177,7 @@ class Cursor:
         self.height, self.width = size
         self.row = 0
         self.column: int | None = None
+        self.notes: dict[object, Any] = {}
         self._rows: dict[object, tuple[int, Tensor]] = {}
         self._kernels: dict[MaskedConv2d, Tensor] = {}
         self._coarser: Cursor | None = None
@@ -224,3 +228,10 @@ class Cursor:
                 held[:, :, -back, before + column] = x[:, :, 0, 0]
         window = held[:, :, :, self.column : self.column + conv.width]
         return functional.linear(window.reshape(self.batch, -1), kernel, conv.bias)[:, :, None, None]
+
+
+def at(values: Tensor, cursor: Cursor | None) -> Tensor:
+    """The cursor's column of the values of a row; what is the same everywhere, and a whole image, stay as they are."""
+    if cursor is None or cursor.column is None or values.shape[-1] == 1:
+        return values
+    return values[:, :, :, cursor.column : cursor.column + 1]

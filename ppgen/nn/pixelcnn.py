@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .masked import Cursor, MaskedConv2d, Pointwise, left, raster, rows_above
+from .masked import Cursor, MaskedConv2d, Pointwise, at, left, raster, rows_above
 from .raster import ChannelHead, Computed, ContextMap, PixelInput, image_shapes, whole
 from .shapes import Shape, positive_integer
 
@@ -96,10 +96,10 @@ class PixelCNN(nn.Module):
     def along(self, x: Tensor | None, above: list[Tensor | None], cursor: Cursor | None = None) -> Tensor:
         """The features of pixels."""
         h = self.first(x, cursor)
-        h = h if above[0] is None else h + above[0]
+        h = h if above[0] is None else h + at(above[0], cursor)
         for reduce, masked, expand, shift in zip(self.reduce, self.masked, self.expand, above[1:], strict=True):
             new = expand(masked(reduce(h.relu()).relu(), cursor).relu())
-            h = h + (new if shift is None else new + shift)
+            h = h + (new if shift is None else new + at(shift, cursor))
         return h
 
     def forward(self, x: Tensor | Computed, *context: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class _GatedLayer(nn.Module):
         return gate(v), link
 
     def along(self, h: Tensor | None, above: Tensor, cursor: Cursor | None) -> tuple[Tensor | None, Tensor]:
-        new = gate(self.horizontal(h, cursor) + above)
+        new = gate(self.horizontal(h, cursor) + at(above, cursor))
         skip = self.skip(new)
         if self.residual is None:
             return None, skip

@@ -4,7 +4,7 @@ A raster network has ``in_shape``, ``out_shape``, and four parts: ``input`` (:cl
 (:class:`ContextMap`), ``head`` (:class:`ChannelHead`), and its own two functions, which work on whole images and, given
 a :class:`Cursor`, on one row and one pixel:
 
-- ``above(x, context, cursor) -> list``: what each layer takes from the rows above, computed a row at a time;
+- ``above(x, context, cursor)``: what each layer takes from the rows above, computed a row at a time;
 - ``along(x, above, cursor) -> features``: what it makes of that and of the pixels to the left, a pixel at a time.
 """
 
@@ -214,33 +214,25 @@ class Incremental:
         self.net = net
         self.cursor = Cursor(positive_integer("batch", batch), net.in_shape[1:])
         self.context = net.context(*context)
-        self._above: list[Tensor | None] = []
+        self._above: Any = None
         self._features: Tensor | None = None
 
     def row(self, i: int, before: Tensor | None) -> None:
         """Goes to row i, given the row above it (B, C, 1, W), of which there is none at first."""
         self.cursor.row, self.cursor.column = i, None
         pixels = None if before is None else self.net.input(before)
-        self._above = self.net.above(pixels, rows_of(self.context, slice(i, i + 1)), self.cursor)
+        context = self.context
+        if context is not None and context.shape[-2] > 1:  # a map
+            context = context[:, :, i : i + 1]
+        self._above = self.net.above(pixels, context, self.cursor)
 
     def pixel(self, j: int, before: Tensor | None) -> None:
         """Goes to pixel j of the row, given the one before it in raster order (B, C, 1, 1)."""
         self.cursor.column = j
-        above = [columns_of(a, slice(j, j + 1)) for a in self._above]
         pixels = None if before is None else self.net.input(before)
-        self._features = self.net.along(pixels, above, self.cursor)
+        self._features = self.net.along(pixels, self._above, self.cursor)
 
     def parameters(self, pixel: Tensor) -> Tensor:
         """The pixel's parameters (B, P, 1, 1), given what is known of its channels (B, C, 1, 1)."""
         assert self._features is not None
         return self.net.head(self._features, self.net.input(pixel))
-
-
-def rows_of(values: Tensor | None, rows: slice) -> Tensor | None:
-    """Some rows of a map; what is the same everywhere stays as it is."""
-    return values if values is None or values.shape[-2] == 1 else values[:, :, rows]
-
-
-def columns_of(values: Tensor | None, columns: slice) -> Tensor | None:
-    """Some columns of a map; what is the same everywhere stays as it is."""
-    return values if values is None or values.shape[-1] == 1 else values[:, :, :, columns]
