@@ -220,6 +220,70 @@ def test_labels_decide_what_is_drawn():
     assert drawn[::2].mean() > 0.9 and drawn[1::2].mean() < 0.1
 
 
+def multi_scale(shape, levels=3, **options):
+    """Two scales under the large image's, of mixtures of logistics and of categories."""
+
+    def one(shape, context_shapes, logistics=False):
+        if logistics:
+            out = decoders.LogisticMixture.outputs_shape(shape, num_components=2)
+            net = small_network(shape, out, levels=levels, channels_in_turn=False, context_shapes=context_shapes)
+            output = decoders.LogisticMixture(net, shape[0], num_components=2, num_levels=levels)
+        else:
+            out = decoders.Categorical.outputs_shape(shape, levels)
+            output = decoders.Categorical(
+                small_network(shape, out, levels=levels, context_shapes=context_shapes), levels
+            )
+        for parameter in output.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        return decoders.Autoregressive(output)
+
+    small_network = NETWORKS["GatedPixelCNN"]
+    half = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2))
+    quarter = (shape[0], -(-half[1] // 2), -(-half[2] // 2))
+    contexts = [[2], [2, quarter], [2, half]]
+    smallest = decoders.MultiScale(one(quarter, contexts[0]), one(half, contexts[1]))
+    return decoders.MultiScale(smallest, one(shape, contexts[2], **options))
+
+
+@pytest.mark.parametrize("logistics", [True, False])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 1, 3)])
+def test_probabilities_on_several_scales_sum_to_one(shape, logistics):
+    everything = torch.tensor(list(itertools.product(range(3), repeat=math.prod(shape)))).float().reshape(-1, *shape)
+    log_prob = multi_scale(shape, logistics=logistics)(torch.tensor([0.5, 1.0])).log_prob(everything)
+    assert log_prob.exp().std() > 1e-5
+    torch.testing.assert_close(log_prob.double().logsumexp(0).exp().item(), 1.0, atol=1e-4, rtol=0)
+
+
+def test_images_on_several_scales_are_trained_and_drawn():
+    y = torch.eye(2).repeat(20, 1)
+    x = (2 * y[:, :1, None, None]).expand(-1, 1, 5, 6)
+    pair = models.ExplicitDensity(multi_scale((1, 5, 6)))
+    fit(pair, (x, y), epochs=100, batch_size=40, seed=0, progress=False, optimizer=lambda p: torch.optim.Adam(p, 1e-2))
+    assert log_likelihood(pair, x, y, num_samples=1).mean > -3  # 30 log 3 = 33 at the start
+    drawn = sample(pair, 20, torch.eye(2).repeat(10, 1), seed=0)
+    assert drawn.shape == (20, 1, 5, 6) and drawn[::2].mean() > 1.8 and drawn[1::2].mean() < 0.2
+
+
+def test_small_pixels_stay_as_they_were_drawn_and_columns_are_the_networks():
+    d = multi_scale((2, 5, 6)).double()(torch.randn(4, 2).double())
+    torch.manual_seed(1)
+    x = d.sample()
+    torch.manual_seed(1)
+    assert torch.equal(x, d.sample(incremental=False))
+    torch.manual_seed(1)
+    assert torch.equal(x[..., ::2, ::2], d.small.sample())
+    assert d.expand((3, 4)).sample().shape == (3, 4, 2, 5, 6) and bool(d.support.check(x).all())
+
+
+def test_an_image_is_continued_from_its_upper_half():
+    decoder = conditional(NETWORKS["GatedPixelCNN"])
+    d = decoder(*contexts(3))
+    known = torch.arange(4)[:, None].expand(4, 5) < 2
+    x = torch.randint(3, (3, 2, 4, 5)).double()
+    one, other = d.draw(x, known=known), d.draw(x, known=known)
+    assert torch.equal(one[:, :, :2], x[:, :, :2]) and not torch.equal(one, other)
+
+
 def test_masks_are_refused_with_the_reason():
     net = nn.GatedPixelCNN((1, 3, 3), (1, 3, 3), channels=4, num_layers=2)
     decoder = decoders.Autoregressive(decoders.Bernoulli(net))
@@ -275,6 +339,20 @@ def test_progress_is_shown_when_asked_for(capsys):
             lambda: decoders.Autoregressive(decoders.Bernoulli(nn.PixelCNN((1, 4, 4), (1, 4, 4))))(torch.zeros(2, 5)),
             ValueError,
             "takes 0 contexts",
+        ),
+        (
+            lambda: decoders.MultiScale(
+                *(decoders.Autoregressive(decoders.Bernoulli(nn.PixelCNN(s, s))) for s in ((1, 2, 3), (1, 4, 5)))
+            ),
+            ValueError,
+            "context_shapes that end in (1, 2, 3), but they are []",
+        ),
+        (
+            lambda: decoders.MultiScale(
+                *(decoders.Autoregressive(decoders.Bernoulli(nn.PixelCNN(s, s))) for s in ((1, 2, 2), (1, 4, 5)))
+            ),
+            ValueError,
+            "small must be of images (1, 2, 3), but is of (1, 2, 2)",
         ),
         (lambda: nn.PixelCNN((1, 4, 4), (1, 4, 4))(torch.zeros(2, 1, 5, 4)), ValueError, "(2, 1, 5, 4)"),
     ],

@@ -7,7 +7,7 @@ data of a shape.
 from .continuous import Bernoulli, ContinuousBernoulli, Normal
 from .levels import Categorical, DiscretizedLogistic, LogisticMixture
 from .outputs import bits_per_dim
-from .pixelcnn import Autoregressive
+from .pixelcnn import Autoregressive, MultiScale
 
 __all__ = [
     "Autoregressive",
@@ -16,6 +16,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "LogisticMixture",
+    "MultiScale",
     "Normal",
     "bits_per_dim",
 ]

@@ -1,7 +1,9 @@
-"""Autoregressive decoders: images pixel by pixel, given a latent, a label, both, or nothing."""
+"""Autoregressive decoders: images pixel by pixel, given a latent, a label, both, or nothing; on several scales."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch.distributions import Distribution
 
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
-from ppgen.nn.shapes import Shape
+from ppgen.nn.shapes import Shape, rescale
 
 from .levels import LogisticMixture
 
@@ -89,7 +91,7 @@ class Autoregressive(nn.Module):
                 "The channels of a mixture of logistics depend on each other by themselves: build its network with "
                 "channels_in_turn=False."
             )
-        self.output = output
+        self.output: Any = output
         self.features = features
         self.event_shape = net.in_shape if event_shape is None else as_shape(event_shape, "event_shape")
         if prod(self.event_shape) != prod(net.in_shape):
@@ -99,7 +101,69 @@ class Autoregressive(nn.Module):
             )
         self.progress = progress
 
-    def forward(self, *context: Tensor) -> Distribution:
+    def forward(self, *context: Tensor) -> distributions.AutoregressiveImage:
         if self.features is not None:
             context = (feed(self.features, *context),)
         return distributions.AutoregressiveImage(self.output, context, self.event_shape, progress=self.progress)
+
+
+class MultiScale(nn.Module):
+    r"""Images of which every second pixel, in rows and columns, is drawn first, as an image by itself.
+
+    .. math:: p(x \mid z) = p(x_{\text{small}} \mid z)
+        \prod_{i \notin \text{small}} p(x_i \mid x_{<i}, x_{\text{small}}, z), \qquad x_{\text{small}} = x_{::2, ::2}
+
+    For images so large that what one side shows is hard to bring to the other pixel by pixel; ``small`` may be of
+    several scales in turn.
+
+    References:
+        Pixel Recurrent Neural Networks (van den Oord et al., 2016: Multi-Scale PixelRNN),
+        https://arxiv.org/abs/1601.06759
+
+    Args:
+        small: the decoder of small images (C, ⌈H/2⌉, ⌈W/2⌉): :class:`Autoregressive`, or another of this kind.
+        large: the decoder of the large ones, whose network takes the small image as its last context: a map
+            (C, ⌈H/2⌉, ⌈W/2⌉), rescaled as its ``levels`` say.
+
+    Shape:
+        batch: leading axes of the contexts, event: (C, H, W).
+
+    Raises:
+        ValueError: networks for images of other sizes.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import decoders, nn
+        >>> size, half = (1, 8, 8), (1, 4, 4)
+        >>> small = nn.GatedPixelCNN(half, half, channels=8, num_layers=2)
+        >>> large = nn.GatedPixelCNN(size, size, channels=8, num_layers=2, context_shapes=[half])
+        >>> pair = MultiScale(Autoregressive(decoders.Bernoulli(small)), Autoregressive(decoders.Bernoulli(large)))
+        >>> pair().log_prob(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, small: Autoregressive | MultiScale, large: Autoregressive) -> None:
+        super().__init__()
+        channels, height, width = large.output.net.in_shape
+        half = (channels, -(-height // 2), -(-width // 2))
+        contexts = large.output.net.context.shapes
+        if tuple(small.event_shape) != half or tuple(large.event_shape) != (channels, height, width):
+            raise ValueError(
+                f"MultiScale: large is of images {tuple(large.event_shape)}, so small must be of images {half}, but is "
+                f"of {tuple(small.event_shape)}."
+            )
+        if not contexts or contexts[-1] != half:
+            raise ValueError(
+                f"MultiScale: large takes the small image as its last context, so its network needs context_shapes "
+                f"that end in {half}, but they are {contexts}."
+            )
+        self.small, self.large = small, large
+        self.event_shape = large.event_shape
+
+    def _given(self, context: Sequence[Tensor], small: Tensor) -> distributions.AutoregressiveImage:
+        net = self.large.output.net
+        return self.large(*context, rescale(small, net.input.levels, net.input.one.dtype))
+
+    def forward(self, *context: Tensor) -> Distribution:
+        given = functools.partial(self._given, context)
+        return distributions.MultiScaleImage(self.small(*context), given, self.event_shape)

@@ -1,6 +1,6 @@
 """Distributions that torch and Pyro lack, or have in a form that does not scale."""
 
-from .autoregressive import AutoregressiveImage
+from .autoregressive import AutoregressiveImage, MultiScaleImage
 from .flow import AffineFlow, NormalizingFlow, compose
 from .gaussian import LOG_SCALE_RANGE, diagonal_normal
 from .implicit import Implicit
@@ -20,6 +20,7 @@ __all__ = [
     "LogisticMixture",
     "Marginal",
     "Mixture",
+    "MultiScaleImage",
     "NormalizingFlow",
     "RelaxedOneHot",
     "as_diagonal_normal",

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 from ppgen.nn.raster import Computed, Incremental
 
+from .marginal import marginal
+
 # Without gradients, images go through a network in blocks of so many, so that memory does not grow with the draws.
 BLOCK = 256
 
@@ -122,30 +124,30 @@ class AutoregressiveImage(TorchDistribution):
             incremental: whether a pixel costs one column of the network; otherwise it costs the whole network.
             progress: whether to show a progress bar; as the distribution has it if not given.
         """
-        lead = torch.Size(sample_shape) + self.batch_shape
-        like = next(self.net.parameters())
-        drawn = self.draw(
-            like.new_zeros(lead.numel(), *self.net.in_shape),
-            self._contexts(lead),
-            incremental=incremental,
-            progress=self.progress if progress is None else progress,
-        )
-        return drawn.reshape(*lead, *self.event_shape)
+        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        x = next(self.net.parameters()).new_zeros(shape)
+        return self.draw(x, incremental=incremental, progress=progress)
 
     @torch.no_grad()
     def draw(
-        self,
-        x: Tensor,
-        context: Sequence[Tensor],
-        *,
-        known: Tensor | None = None,
-        incremental: bool = True,
-        progress: bool = False,
+        self, value: Tensor, *, known: Tensor | None = None, incremental: bool = True, progress: bool | None = None
     ) -> Tensor:
-        """Images (B, C, H, W) drawn in the place of ``x``, all but the pixels that are ``known``, (H, W)."""
+        r"""New images in the place of these, of which the pixels that are ``known`` stay as they are.
+
+        What is drawn is seen by later pixels only: it is a draw given all that is known if the known pixels come first.
+
+        Args:
+            value: images, (\*, \*event), whose other pixels are ignored.
+            known: a boolean tensor (H, W).
+            incremental: whether a pixel costs one column of the network; otherwise it costs the whole network.
+            progress: whether to show a progress bar; as the distribution has it if not given.
+        """
+        lead = value.shape[: value.dim() - self.event_dim]
+        context = self._contexts(lead)
+        x = value.reshape(-1, *self.net.in_shape).clone()
         height, width = self.net.in_shape[1:]
         blocks = range(0, len(x), BLOCK)
-        x = x.clone()
+        progress = self.progress if progress is None else progress
         with tqdm(total=len(blocks) * height * width, unit="pixel", disable=not progress) as bar:
             for start in blocks:
                 stop = slice(start, start + BLOCK)
@@ -155,7 +157,7 @@ class AutoregressiveImage(TorchDistribution):
                     if known is None or not known[i, j]:
                         self._draw_pixel(block[:, :, i : i + 1, j : j + 1], parameters)
                     bar.update()
-        return x
+        return x.reshape(value.shape)
 
     def _draw_pixel(self, pixel: Tensor, parameters: Callable[[Tensor], Tensor]) -> None:
         """Draws a pixel (B, C, 1, 1) in place, its channels one after the other or together, as the network's are."""
@@ -164,6 +166,73 @@ class AutoregressiveImage(TorchDistribution):
             drawn = self.output(Computed(parameters(pixel))).sample()
             chosen = slice(c, c + 1) if groups > 1 else slice(None)
             pixel[:, chosen] = drawn[:, chosen]
+
+
+class MultiScaleImage(TorchDistribution):
+    r"""Distribution of an image whose every second pixel, in rows and columns, is drawn first, as an image by itself.
+
+    .. math:: p(x) = p(x_{\text{small}}) \prod_{i \notin \text{small}} p(x_i \mid x_{<i}, x_{\text{small}}),
+        \qquad x_{\text{small}} = x_{::2, ::2}
+
+    A small image decides what the large one is of, over distances that are half as long for it. The probabilities of
+    images sum to 1, since each pixel is drawn once. (Scored alone, the large network's prediction of a pixel that it is
+    given would not be a probability of anything.)
+
+    References:
+        Pixel Recurrent Neural Networks (van den Oord et al., 2016: Multi-Scale PixelRNN),
+        https://arxiv.org/abs/1601.06759
+
+    Args:
+        small: distribution of the small images (C, ⌈H/2⌉, ⌈W/2⌉).
+        large: from small images, their distribution of the large ones.
+        shape: of the large ones, (C, H, W).
+
+    Shape:
+        batch: that of ``small``, event: ``shape``.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(
+        self,
+        small: Any,
+        large: Callable[[Tensor], AutoregressiveImage],
+        shape: Sequence[int],
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.small, self.large = small, large
+        known = torch.zeros(tuple(shape)[-2:], dtype=torch.bool)
+        known[::2, ::2] = True
+        self.known = known
+        super().__init__(small.batch_shape, torch.Size(shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return self.small.support
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("An autoregressive distribution has no mean in closed form: average samples instead.")
+
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> MultiScaleImage:
+        new = MultiScaleImage(self.small.expand(batch_shape), self.large, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        small = value[..., ::2, ::2]
+        new = ~self.known.to(value.device).expand(self.event_shape)
+        rest = self.large(small).log_prob_of(value, lambda distribution: marginal(distribution, new))
+        return self.small.log_prob(small) + rest
+
+    def sample(self, sample_shape: Sequence[int] = (), *, incremental: bool = True) -> Tensor:
+        small = self.small.sample(sample_shape, incremental=incremental)
+        x = small.new_zeros(*small.shape[:-3], *self.event_shape)
+        x[..., ::2, ::2] = small
+        return self.large(small).draw(x, known=self.known, incremental=incremental)
 
 
 Column = tuple[int, int, Callable[[Tensor], Tensor]]
