@@ -98,7 +98,7 @@ class Adversarial:
             if not parameters:
                 raise ValueError(f"The {name} of {type(gan).__name__} has no parameters to train.")
         self._parameters = sides
-        self._optimizers = {
+        self.optimizers = {
             "discriminator": self._optimizer("critic_optimizer", critic_optimizer, sides["discriminator"]),
             "generator": self._optimizer("generator_optimizer", generator_optimizer, sides["generator"]),
         }
@@ -144,8 +144,8 @@ class Adversarial:
             raise FloatingPointError(self._explain(network, loss, gradients))
         for (_, parameter), gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self._optimizers[network].step()
-        self._optimizers[network].zero_grad(set_to_none=True)
+        self.optimizers[network].step()
+        self.optimizers[network].zero_grad(set_to_none=True)
         self._watch({f"{side}_loss": loss.detach(), f"{side}_gradient_norm": norm, **watched})
         return loss.detach()
 
