@@ -189,8 +189,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=numbers(int), default=[100, 600, 1000])
-    parser.add_argument("--models", type=words, default=["pixels", "m1", "m2", "m1+m2"])
-    parser.add_argument("--epochs", type=numbers(int), default=[20, 4, 8], help="of m1, m2 and m1+m2")
+    parser.add_argument("--models", type=words, default=["m1", "m2", "m1+m2", "pixels"])
+    parser.add_argument("--epochs", type=numbers(int), default=[20, 4, 6], help="of m1, m2 and m1+m2")
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--hidden", type=int, default=300)
     parser.add_argument("--latent-dim", type=int, default=50)
