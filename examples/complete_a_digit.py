@@ -29,9 +29,11 @@ from ppgen.inference import elbo, fit, log_likelihood, sample
 
 SETTINGS = {
     "digits": {"epochs": 300, "patience": 10, "batch_size": 100, "hidden": 128, "latent_dim": 8, "num_samples": 1000},
-    "mnist": {"epochs": 50, "patience": 3, "batch_size": 128, "hidden": 500, "latent_dim": 200, "num_samples": 500},
+    "mnist": {"epochs": 50, "patience": 3, "batch_size": 128, "hidden": 500, "latent_dim": 200, "num_samples": 200},
 }
 TUTORIAL = {"network": [100.4, 61.9, 25.4], "CVAE, ELBO": [71.8, 51.0, 24.2], "gap": [28.6, 10.9, 1.2]}  # on MNIST
+
+VERSIONS = {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
 
 
 class WithGuess(torch.nn.Module):
@@ -56,13 +58,16 @@ def quadrants(number, side):
     return given
 
 
-def main(quick: bool, out: Path, name: str = "digits", results: Path | None = None, seed: int = 0) -> None:
-    digits = data.load(name, binarize="none")
+def main(quick: bool, out: Path, name: str = "digits", epochs: int | None = None, results: Path | None = None) -> None:
+    digits, seed = data.load(name, binarize="none"), 0
     settings = SETTINGS[name] | ({"epochs": 2, "num_samples": 100} if quick else {}) | {"seed": seed}
+    settings |= {"epochs": epochs} if epochs else {}
     options = {key: settings[key] for key in ("epochs", "patience", "batch_size", "seed")} | {"progress": False}
     hidden, d = settings["hidden"], settings["latent_dim"]
     grey = [part[:, 0] / (digits.num_levels - 1) for part in (digits.train, digits.validation, digits.test)]
-    reached = {score: [] for score in ("network", "CVAE, ELBO", "CVAE", "gap", "± s.e.", "reliable", "seconds")}
+    reached = {
+        score: [] for score in ("network", "CVAE, ELBO", "CVAE", "gap", "± s.e.", "reliable", "epochs", "seconds")
+    }
     sheet = {}
     for number in (1, 2, 3):
         began, given = time.perf_counter(), quadrants(number, grey[0].shape[-1])
@@ -81,16 +86,21 @@ def main(quick: bool, out: Path, name: str = "digits", results: Path | None = No
             decoders.Bernoulli(nn.MLP(d + here, hidden, hidden, missing)),
             posteriors.DiagNormal(nn.MLP(missing + here, hidden, hidden, 2 * d)),
         )
-        fit(cvae, (x, y), loss=elbo(analytic_kl=True), validation=(x_validation, y_validation), **options)
+        history = fit(cvae, (x, y), loss=elbo(analytic_kl=True), validation=(x_validation, y_validation), **options)
 
         baseline = log_likelihood(network, x_test, y_test, num_samples=1)
         estimate = log_likelihood(cvae, x_test, y_test, num_samples=settings["num_samples"])
         gain = estimate.values - baseline.values
-        figures = (-baseline.mean, -estimate.elbo.mean(), -estimate.mean, gain.mean(), gain.std() / len(gain) ** 0.5)
+        figures = [-baseline.mean, -estimate.elbo.mean(), -estimate.mean, gain.mean(), gain.std() / len(gain) ** 0.5]
         seconds = time.perf_counter() - began
-        for score, figure in zip(reached, (*figures, estimate.reliable_fraction, seconds), strict=True):
+        figures += [estimate.reliable_fraction, len(history.loss), seconds]
+        for score, figure in zip(reached, figures, strict=True):
             reached[score].append(round(float(figure), 3))
         print(f"given {number} of 4, {seconds:.0f} s; conditional VAE: {estimate}", flush=True)
+        if results is not None:
+            found = {"settings": settings | {"data": name, "threads": torch.get_num_threads()}, "versions": VERSIONS}
+            found |= {"reached": reached, "tutorial": TUTORIAL}
+            results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
         pictures = []
         for i in range(8):
@@ -107,11 +117,6 @@ def main(quick: bool, out: Path, name: str = "digits", results: Path | None = No
     rows = reached | ({f"tutorial's {score}": row for score, row in TUTORIAL.items()} if name == "mnist" else {})
     for score, row in rows.items():
         print(f"{score:<36}" + "".join(f"{figure:8.2f}" for figure in row))
-    if results is not None:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
-        settings |= {"data": name, "threads": torch.get_num_threads()}
-        found = {"settings": settings, "versions": versions, "nats": reached, "nats_of_the_tutorial": TUTORIAL}
-        results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     plots.sheet(sheet, out, columns=3, per_row=8)
     print(f"given pixels, truth, the network's guess and draws of the conditional VAE in {out}")
 
@@ -120,7 +125,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Complete a digit from its quadrants.")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", choices=SETTINGS, default="digits")
+    parser.add_argument("--epochs", type=int, help="at most so many, of each model")
     parser.add_argument("--json", type=Path, help="where to write settings and figures")
     parser.add_argument("out", nargs="?", type=Path, default=Path("complete_a_digit.png"))
     arguments = parser.parse_args()
-    main(arguments.quick, arguments.out, arguments.data, arguments.json)
+    main(arguments.quick, arguments.out, arguments.data, arguments.epochs, arguments.json)
