@@ -102,6 +102,7 @@ class FactorAnalysis(nn.Module):
             is not positive, or data of another width.
 
     Example:
+        >>> import torch
         >>> fa = FactorAnalysis(5, 2)
         >>> x = torch.randn(100, 5)
         >>> fa.initialize(x)
@@ -193,7 +194,7 @@ class FactorAnalysis(nn.Module):
         centred = observed(x - loc, mask)
         scale = torch.ones_like(loc)
         if not self.isotropic:
-            scale = centred.square().mean(0).sqrt()
+            scale = (centred.square().sum(0) / seen.sum(0).clamp(min=1)).sqrt()
             scale = torch.where(scale > self.min_variance**0.5, scale, 1.0)
         eigenvalues, axes = torch.linalg.eigh((centred / scale).T @ (centred / scale) / len(x))  # ascending
         explained, left = eigenvalues[-self.latent_dim :], eigenvalues[: -self.latent_dim]
@@ -313,6 +314,7 @@ class ProbabilisticPCA(FactorAnalysis):
         ValueError: as for :class:`FactorAnalysis`.
 
     Example:
+        >>> import torch
         >>> ppca = ProbabilisticPCA(5, 2)
         >>> ppca.initialize(torch.randn(100, 5))
         >>> ppca.variance.unique().shape
