@@ -14,7 +14,7 @@ from ppgen import data, decoders, models, nn, plots, posteriors, priors
 from ppgen.disentanglement import disentanglement
 from ppgen.inference import decode, elbo, encode, fit, latent_report
 
-LATENT_DIM, WIDTH, SHAPE = 8, 256, (1, 32, 32)
+LATENT_DIM, WIDTH, SHAPE = 8, 128, (1, 32, 32)
 
 
 def main(quick: bool, out: Path) -> None:
@@ -26,15 +26,15 @@ def main(quick: bool, out: Path) -> None:
         "PCA": torch.as_tensor(PCA(LATENT_DIM, random_state=0).fit_transform(x.flatten(1).numpy())),
     }
     traversals = {"data": x[:64]}
-    for beta in (1, 4):
+    for beta in (1, 4, 8):
         torch.manual_seed(0)
         vae = models.VAE(
             priors.StandardNormal(LATENT_DIM),
             decoders.Bernoulli(nn.MLP(LATENT_DIM, WIDTH, WIDTH, SHAPE)),
             posteriors.DiagNormal(nn.MLP(SHAPE, WIDTH, WIDTH, 2 * LATENT_DIM)),
         )
-        loss = elbo(beta=beta, analytic_kl=True)
-        fit(vae, x, loss=loss, epochs=1 if quick else 60, batch_size=128, seed=0, progress=False)
+        loss, optimizer = elbo(beta=beta, analytic_kl=True), torch.optim.Adam(vae.parameters(), lr=3e-3)
+        fit(vae, x, loss=loss, optimizer=optimizer, epochs=1 if quick else 40, seed=0, progress=False)
         name = f"beta = {beta}"
         report = latent_report(vae, x[:1000])
         print(f"{name}: KL {report.kl['z']:.2f} nats, {report.active_units['z']} of {LATENT_DIM} coordinates active")
@@ -49,7 +49,7 @@ def main(quick: bool, out: Path) -> None:
     print(" " * 16 + "".join(f"{name:>10}" for name in scores))
     for measure in scores["noise"]:
         print(f"{measure:<16}" + "".join(f"{found[measure]:10.3f}" for found in scores.values()))
-    plots.sheet(traversals, out, columns=3, per_row=8)
+    plots.sheet(traversals, out, columns=2, per_row=8)
     print(f"traversals of every coordinate in {out}")
 
 
