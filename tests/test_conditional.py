@@ -196,7 +196,7 @@ def test_an_image_is_a_condition_like_any_other():
         posteriors.DiagNormal(nn.GatedBranches([4, (1, 4, 4)], 16, 4)),
     )
     before = {name: p.detach().clone() for name, p in pair.named_parameters()}
-    fit(pair, (x, y), epochs=30, optimizer=lambda p: torch.optim.Adam(p, lr=0.01), seed=0, progress=False)
+    fit(pair, (x, y), epochs=25, optimizer=lambda p: torch.optim.Adam(p, lr=0.01), seed=0, progress=False)
     assert not [name for name, p in pair.named_parameters() if torch.equal(p, before[name])]
     right, wrong = (log_likelihood(pair, x, c, num_samples=50).mean for c in (y, y.roll(1, 0)))
     assert right > wrong + 3
