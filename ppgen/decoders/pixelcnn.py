@@ -93,7 +93,7 @@ class Autoregressive(nn.Module):
             )
         self.output: Any = output
         self.features = features
-        self.event_shape = net.in_shape if event_shape is None else as_shape(event_shape, "event_shape")
+        self.event_shape: tuple[int, ...] = net.in_shape if event_shape is None else as_shape(event_shape, "event_shape")
         if prod(self.event_shape) != prod(net.in_shape):
             raise ValueError(
                 f"event_shape {self.event_shape} has {prod(self.event_shape)} elements, and the network's in_shape "
@@ -158,7 +158,7 @@ class MultiScale(nn.Module):
                 f"that end in {half}, but they are {contexts}."
             )
         self.small, self.large = small, large
-        self.event_shape = large.event_shape
+        self.event_shape: tuple[int, ...] = large.event_shape
 
     def _given(self, context: Sequence[Tensor], small: Tensor) -> distributions.AutoregressiveImage:
         net = self.large.output.net

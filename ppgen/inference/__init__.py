@@ -3,7 +3,7 @@
 from ppgen.inference import adversarial
 from ppgen.inference.adversarial_step import Adversarial
 from ppgen.inference.em import EM
-from ppgen.inference.latents import LatentReport, latent_report
+from ppgen.inference.latents import LatentReport, latent_report, mutual_information
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
 from ppgen.inference.missing import denoise, impute
@@ -35,6 +35,7 @@ __all__ = [
     "latent_report",
     "log_likelihood",
     "log_weights",
+    "mutual_information",
     "reconstruct",
     "renyi",
     "sample",
