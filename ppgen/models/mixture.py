@@ -32,8 +32,11 @@ class GaussianMixture(nn.Module):
     Use it to cluster, as a density of low-dimensional data (or of the codes of a network), and as the first thing that
     a deeper model must beat. :meth:`bic` chooses K and the kind of covariance.
 
-    ``train(EM(gmm), x, epochs=100, batch_size=len(x))`` is exact EM, with smaller batches stepwise EM.
-    ``gmm.initialize(x)`` and then ``fit`` is gradient ascent on the same likelihood.
+    ``train(EM(gmm), x, epochs=100, batch_size=len(x))`` is exact EM, with smaller batches stepwise EM; incomplete rows
+    are trained on as ``(x, mask)``, with any finite number where nothing was observed. ``gmm.initialize(x)`` and then
+    ``fit`` is gradient ascent on the same likelihood. Who comes from scikit-learn finds ``score_samples`` as
+    :meth:`log_prob` and ``predict_proba`` as :meth:`responsibilities`; all is computed in float64, and to keep the
+    parameters in it, too, say ``GaussianMixture(…).double()``.
 
     References:
         Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin, 1977),
