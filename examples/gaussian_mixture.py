@@ -18,7 +18,7 @@ from ppgen.models import GaussianMixture
 
 def main(quick: bool, out: Path) -> None:
     every = 16 if quick else 4
-    photograph = torch.tensor(load_sample_image("flower.jpg"))[::every, ::every] / 255
+    photograph = torch.tensor(load_sample_image("flower.jpg"))[::every, 100:527:every] / 255
     height, width, _ = photograph.shape
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)) / height
     pixels = torch.cat([places, photograph.flatten(0, 1)], 1)
