@@ -62,7 +62,8 @@ def main(quick: bool, out: Path, name: str = "digits") -> None:
             if place in axes:
                 draws = sample(pair, 32, mean=True, seed=0)
                 draws = torch.nn.functional.pad(draws.squeeze(1), (1, 1, 1, 1), value=1.0).unflatten(0, (8, 4))
-                axes[place].imshow(draws.transpose(1, 2).flatten(0, 1).flatten(1), cmap="gray", vmin=0, vmax=1)
+                sheet = draws.transpose(1, 2).flatten(0, 1).flatten(1).numpy()
+                axes[place].imshow(sheet, cmap="gray", vmin=0, vmax=1)
                 kind = "VAE" if place == "vae" else "density network"
                 axes[place].set_title(f"{kind},\n{latent_dim} latents", fontsize=10)
                 axes[place].set_axis_off()

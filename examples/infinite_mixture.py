@@ -65,9 +65,9 @@ def main(quick: bool, out: Path) -> None:
     for axes, (name, (score, log_density, places)) in zip(figure.subplots(1, 5), panels.items(), strict=True):
         print(f"{name}: log p(x) = {score:.3f} nats")
         picture = log_density.exp().reshape(120, 120).T
-        axes.imshow(picture, extent=(-1.4, 1.4, -1.4, 1.4), origin="lower", cmap="Blues")
-        axes.scatter(*x_test[:300].T, s=2, color="gray", alpha=0.5)
-        axes.plot(*places.detach().T, "o" if "mixture" in name else "-", color="C3", markersize=4)
+        axes.imshow(picture.numpy(), extent=(-1.4, 1.4, -1.4, 1.4), origin="lower", cmap="Blues")
+        axes.scatter(*x_test[:300].T.numpy(), s=2, color="gray", alpha=0.5)
+        axes.plot(*places.detach().T.numpy(), "o" if "mixture" in name else "-", color="C3", markersize=4)
         axes.set(title=f"{name}\n{score:.2f} nats", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=[], yticks=[])
     print(f"the spiral itself: log p(x) = {along(spirals, x_test).mean():.3f} nats; VAE: {estimate}")
     figure.savefig(out, dpi=120)
