@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ppgen import decoders, models, nn
 from ppgen.distributions import marginal
@@ -150,6 +151,18 @@ def test_columns_are_the_networks_own_parameters(network):
 
 
 @EVERY
+def test_an_image_is_drawn_at_the_cost_of_scoring_one(network):
+    """In products and sums: each pixel's column of the network is computed once."""
+    net = network((1, 8, 8), (1, 8, 8))
+    d = decoders.Autoregressive(decoders.Bernoulli(net))()
+    with FlopCounterMode(display=False) as scored, torch.no_grad():
+        d.log_prob(torch.zeros(3, 1, 8, 8))
+    with FlopCounterMode(display=False) as drawn:
+        d.sample((3,))
+    assert 0.5 < drawn.get_total_flops() / scored.get_total_flops() < 1.5
+
+
+@EVERY
 def test_every_parameter_and_context_has_a_gradient(network):
     decoder, (y, s) = conditional(network), contexts(3)
     y.requires_grad_(), s.requires_grad_()
@@ -183,6 +196,13 @@ def test_shapes_broadcast_and_expand():
     with torch.no_grad():  # in blocks
         torch.testing.assert_close(particles.expand((200, 2, 4)).log_prob(x)[7], log_prob)
     assert particles.expand((3, 2, 4)).sample((5,)).shape == (5, 3, 2, 4, 2, 4, 5)
+
+
+@pytest.mark.parametrize("kind", ["levels", "codes", "logistics"])
+def test_levels_of_any_type(kind):
+    _, output = densities(NETWORKS["PixelCNN++"], (3, 4, 4))[kind]
+    d, x = decoders.Autoregressive(output)(), torch.randint(3, (5, 3, 4, 4))
+    assert torch.equal(d.log_prob(x.to(torch.uint8)), d.log_prob(x.float()))
 
 
 def test_other_arrangements_of_the_same_elements():

@@ -48,7 +48,13 @@ def test_likelihood_against_quadrature():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"context": (4, 4, 4), "features": nn.DeconvNet(2, (4, 4, 4), channels=(4,), hidden=(8,))}]
+    "options",
+    [
+        {},
+        {"context": (4, 4, 4), "features": nn.DeconvNet(2, (4, 4, 4), channels=(4,), hidden=(8,))},
+        {"latent_dim": 8, "context": (2, 2, 2), "features": torch.nn.Unflatten(-1, (2, 2, 2))},  # a spatial latent
+    ],
+    ids=["vector", "map of a vector", "spatial latent"],
 )
 def test_all_that_a_vae_does(options):
     vae = pixel_vae(num_layers=2, **options)

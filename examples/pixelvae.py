@@ -1,0 +1,61 @@
+"""The lossy autoencoder's warning: a decoder that sees the whole image needs no latent, and leaves it unused.
+
+Three VAEs of digits with a PixelCNN as the decoder. The first sees all earlier pixels: its likelihood is good, and its
+latent says nothing about the digit. Free bits, or a PixelCNN that sees only the nearest pixels, give it something to
+say. In the picture a row is a digit, then draws of p(x | z) for its latent: where the latent is ignored they are any
+digits, and where it is not they are that digit.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+
+from ppgen import data, decoders, models, nn, plots, posteriors, priors
+from ppgen.inference import decode, elbo, encode, fit, latent_report, log_likelihood, mutual_information
+
+SHAPE, DIM = (1, 8, 8), 8
+
+
+def pixel_vae(**field) -> models.VAE:
+    net = nn.GatedPixelCNN(SHAPE, SHAPE, channels=24, levels=2, context_shapes=[(8, 8, 8)], **field)
+    features = nn.DeconvNet(DIM, (8, 8, 8), channels=(16,), hidden=(64,), kernel_size=3)  # z as a map
+    return models.VAE(
+        priors.StandardNormal(DIM),
+        decoders.Autoregressive(decoders.Bernoulli(net), features=features),
+        posteriors.DiagNormal(nn.GatedMLP(SHAPE, 128, 128, 2 * DIM)),
+    )
+
+
+def main(quick: bool, out: Path) -> None:
+    digits = data.load("digits", binarize="fixed")
+    small = {"num_layers": 1, "first_kernel_size": 3}
+    cases = {
+        "sees all, ELBO": ({"num_layers": 4}, elbo()),
+        "sees all, 6 free bits": ({"num_layers": 4}, elbo(free_bits=6.0)),
+        "sees neighbours, ELBO": (small, elbo()),
+    }
+    x = digits.test[:8]
+    groups = {}
+    for name, (field, loss) in cases.items():
+        torch.manual_seed(0)
+        vae = pixel_vae(**field)
+        adam = functools.partial(torch.optim.Adam, lr=2e-3)
+        fit(vae, digits.train, loss=loss, epochs=1 if quick else 40, batch_size=50, optimizer=adam, seed=0)
+        estimate = log_likelihood(vae, digits.test, num_samples=10 if quick else 200)
+        report, information = latent_report(vae, digits.test), mutual_information(vae, digits.test)
+        print(
+            f"{name:<22} log p(x) {estimate.mean:7.2f}, KL {report.kl['z']:5.2f} nats, active units "
+            f"{report.active_units['z']} of {DIM}, I(x; z) {information:.2f} nats",
+            flush=True,
+        )
+        z = encode(vae, x)
+        draws = [decode(vae, z, mean=False, seed=s) for s in range(7)]
+        groups[name] = torch.stack([x, *draws], 1).flatten(0, 1)
+    plots.sheet(groups, out, columns=3, per_row=8)
+    print(f"digits (left) and draws from their latents in {out}")
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv, Path(sys.argv[-1] if sys.argv[-1].endswith(".png") else "pixelvae.png"))
