@@ -1,6 +1,6 @@
 """Where the density network stops working: proposals from the prior against an encoder, as the latent grows.
 
-One decoder is trained three ways at each size of the latent: as a density network, by the Monte-Carlo log-likelihood
+One decoder is trained in two ways at each size of the latent: as a density network, by the Monte-Carlo log-likelihood
 of 50 draws from the prior, and as a VAE. The decoder of the density network is then given an encoder of its own, to
 tell whether it is the decoder that is worse or only the estimate: it is the decoder, which learns nothing from more
 than a few latents, since of 50 guesses hardly one comes near a datum. Data: ``--data mnist`` in place of digits.
