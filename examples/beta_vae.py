@@ -2,6 +2,8 @@
 
 The data have known factors (shape, scale, rotation, x, y), so that codes can be scored by how well each coordinate
 goes with one of them. In the picture, each row moves one coordinate of an image's code from -2 to 2 and holds the rest.
+The heavier the KL term, the fewer coordinates are used and the more each has one factor to itself (x, y, then scale);
+the price is what no coordinate holds any more (shape and rotation), which informativeness shows.
 """
 
 import sys
@@ -37,7 +39,10 @@ def main(quick: bool, out: Path) -> None:
         fit(vae, x, loss=loss, optimizer=optimizer, epochs=1 if quick else 40, seed=0, progress=False)
         name = f"beta = {beta}"
         report = latent_report(vae, x[:1000])
-        print(f"{name}: KL {report.kl['z']:.2f} nats, {report.active_units['z']} of {LATENT_DIM} coordinates active")
+        print(
+            f"{name}: KL {report.kl['z']:.2f} nats, {report.active_units['z']} of {LATENT_DIM} coordinates active",
+            flush=True,
+        )
         codes[name] = encode(vae, x)
 
         used = codes[name].var(0).argsort(descending=True)  # the most used in the first row
