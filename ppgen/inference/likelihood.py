@@ -36,7 +36,7 @@ class Estimate:
         mc_standard_error: of ``values``, from the spread of the weights (meaningless where not ``reliable``).
         ess: effective sample size, at most ``num_samples``.
         k_hat: shape of the generalised Pareto tail of the weights; −inf for weights without variance.
-        reliable: k-hat < min(1 − 1/log10 S, 0.7).
+        reliable: k-hat < min(1 − 1/log10 S, 0.7); never where the guide is a point, which no number of samples mends.
         num_samples: S.
     """
 

@@ -110,11 +110,11 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
 
 
 def is_point(site: Any) -> bool:
-    """Whether a site can have one value only."""
+    """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
     fn = unadapted(site["fn"])
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return isinstance(fn, Delta)
+    return isinstance(fn, Delta) and not fn.log_density.any()
 
 
 def _has_density(site: Any) -> bool:
