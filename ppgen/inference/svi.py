@@ -120,6 +120,13 @@ class SVI:
         else:
             self.optimizer = (self._optimizer or adam)(self.parameters)
 
+    @property
+    def monitors(self) -> dict[str, float]:
+        """What the pair watches while it trains, such as the perplexity of a codebook."""
+        # Of the pair itself, or of the one that a pair with a mask is made of.
+        parts: list[Any] = [part for module in modules_of(self.pair) for part in module.modules()]
+        return next((part.monitors for part in parts if hasattr(part, "monitors")), {})
+
     def step(self, *batch: Any) -> Tensor:
         """One update; the loss of this batch before it, detached.
 
