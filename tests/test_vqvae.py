@@ -406,7 +406,8 @@ def test_decoding_draws_nothing_from_the_prior():
 def test_masks_leave_what_is_missing_out_of_the_encoder_and_the_bound():
     pair, x = small(), images()
     mask = torch.rand(x.shape) < 0.6
-    fit(pair, x, mask=mask, epochs=2, seed=0)
+    history = fit(pair, x, mask=mask, epochs=2, seed=0)
+    assert 1 <= history.monitors["perplexity"][-1] <= K
     holes = torch.where(mask, x, torch.nan)
     estimate = log_likelihood(pair, holes, mask=mask, num_samples=1)
     filled = torch.where(mask, x, 0.0)
@@ -528,6 +529,41 @@ def test_a_lower_prior_sees_the_codes_above():
     pair.priors[0] = bottom
     assert log_likelihood(pair, x, num_samples=1).mean > uniform
     assert sample(pair, 3).shape == (3, *IMAGE)
+
+
+def pixelcnn(shape, num_codes, context_shapes=()):
+    """An autoregressive prior of grids of codes."""
+    net = nn.GatedPixelCNN(
+        (1, *shape),
+        (num_codes, *shape),
+        channels=8,
+        num_layers=2,
+        first_kernel_size=3,
+        categories=num_codes,
+        context_shapes=context_shapes,
+    )
+    return decoders.Autoregressive(decoders.Categorical(net, num_codes), event_shape=shape)
+
+
+def test_a_pixelcnn_at_each_level_is_fitted_and_sampled_from_the_top_down():
+    prototypes = torch.bernoulli(torch.full((3, *IMAGE), 0.5))
+    pair, x = levels(2), prototypes[torch.arange(150) % 3]
+    fit(pair, x, epochs=40, batch_size=50, seed=0, optimizer=_adam)
+    z = encode(pair, x)
+    uniform = log_likelihood(pair, x, num_samples=1)
+    top, bottom = pixelcnn((2, 2), K + 1), pixelcnn((3, 3), K, [(4, 2, 2)])
+    fit(models.ExplicitDensity(top), z["z2"], epochs=40, batch_size=50, seed=0, optimizer=_adam)
+    above = pair.quantizers[1].embed(z["z2"])
+    fit(models.ExplicitDensity(bottom), (z["z1"], above), epochs=40, batch_size=50, seed=0, optimizer=_adam)
+    pair.priors[0], pair.priors[1] = bottom, top
+    fitted = log_likelihood(pair, x, num_samples=1)
+    gain = (top().log_prob(z["z2"]) + bottom(above).log_prob(z["z1"]) + 4 * math.log(K + 1) + 9 * math.log(K)).detach()
+    assert torch.allclose((fitted.values - uniform.values).float(), gain, atol=1e-3)
+    assert fitted.mean > -20 > uniform.mean
+    drawn = sample(pair, 60, mean=True, seed=0)
+    distance = (drawn.unsqueeze(1) - prototypes).abs().mean((2, 3, 4)).amin(1)
+    assert (distance < 0.1).float().mean() > 0.8, "samples are like the data"
+    assert torch.equal(decode(pair, z), reconstruct(pair, x)), "decoding draws nothing"
 
 
 def test_levels_that_do_not_match_are_refused():

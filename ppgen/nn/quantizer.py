@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from .shapes import positive_integer
 
+BLOCK = 65_536  # vectors whose distances to all codes are in memory at once
+
 
 class VectorQuantizer(nn.Module):
     r"""Codebook of K vectors, and the code that is nearest to each vector of a grid.
@@ -101,14 +103,18 @@ class VectorQuantizer(nn.Module):
                 f"VectorQuantizer(code_dim={self.code_dim}) takes grids of vectors (*, {self.code_dim}, H, W), but was "
                 f"given a tensor of shape {tuple(h.shape)}: give the encoder the output shape ({self.code_dim}, H, W)."
             )
-        with torch.no_grad():
-            vectors = h.movedim(-3, -1)  # (*, H, W, D)
-            # |h - e|² without |h|², which all codes share.
-            distances = self.codebook.square().sum(-1) - 2 * vectors @ self.codebook.T
-            codes = distances.argmin(-1)
+        grid = h.detach().movedim(-3, -1)  # (*, H, W, D)
+        vectors = grid.reshape(-1, self.code_dim)
+        codes = self._nearest(vectors)
         if self.training and torch.is_grad_enabled():
-            self._learn(vectors.reshape(-1, self.code_dim), codes.reshape(-1))
-        return codes
+            self._learn(vectors, codes)
+        return codes.reshape(grid.shape[:-1])
+
+    @torch.no_grad()
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        # |h - e|² without |h|², which all codes share; in blocks, so that memory stays bounded for large grids.
+        length = self.codebook.square().sum(-1)
+        return torch.cat([torch.addmm(length, v, self.codebook.T, alpha=-2).argmin(-1) for v in vectors.split(BLOCK)])
 
     def embed(self, codes: Tensor) -> Tensor:
         r"""The vectors of codes (\*, H, W), integers of any type: a grid (\*, D, H, W)."""
