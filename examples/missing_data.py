@@ -3,6 +3,7 @@
 Half of the pixels of every training image are missing, others in each, and no image is complete. The missing ones are
 integrated out of p(x | z), and the posterior sees zeros in their place and, as more channels, where they are. In the
 test the same share is missing, or all of the lower half (which the training never showed), or noise covers everything.
+The objective is MIWAE's (Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633): importance weights, as in imputing.
 
 Digits of scikit-learn by default; for MNIST, some minutes: python missing_data.py --data mnist
 """
@@ -14,9 +15,9 @@ import torch
 from sklearn.impute import KNNImputer
 
 from ppgen import data, decoders, models, nn, plots, posteriors, priors
-from ppgen.inference import denoise, elbo, fit, impute
+from ppgen.inference import denoise, fit, impute, iwae
 
-SETTINGS = {"digits": (150, 128, 10), "mnist": (10, 400, 32)}  # epochs, hidden units, coordinates of z
+SETTINGS = {"digits": (80, 128, 10), "mnist": (10, 400, 32)}  # epochs, hidden units, coordinates of z
 
 
 def main(quick: bool, out: Path, name: str = "digits") -> None:
@@ -34,7 +35,7 @@ def main(quick: bool, out: Path, name: str = "digits") -> None:
         posteriors.DiagNormal(nn.GatedMLP((2 * channels, *size), hidden, hidden, 2 * d)),
         sees_mask=True,
     )
-    fit(vae, x, mask=mask, loss=elbo(analytic_kl=True), epochs=2 if quick else epochs, seed=0, progress=False)
+    fit(vae, x, mask=mask, loss=iwae(10), epochs=2 if quick else epochs, seed=0, progress=False)
 
     def rmse(guess, where):
         return (guess - x_test)[where].square().mean().sqrt().item()
