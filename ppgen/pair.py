@@ -23,8 +23,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["Custom", "Pair", "adapt", "data_plate", "expose_parameters", "observed", "sample"]
+__all__ = ["Custom", "Pair", "adapt", "data_plate", "expose_parameters", "observed", "sample", "tracing"]
 
 
 @runtime_checkable
@@ -168,6 +169,11 @@ def observed(x: Tensor, mask: Tensor | None, *, with_mask: bool = False) -> Tens
 def _collects_parameters() -> bool:
     """Whether somebody outside (``pyro.infer.SVI``) is collecting ``param`` sites right now."""
     return any(isinstance(h, poutine.trace_messenger.TraceMessenger) and h.param_only for h in _PYRO_STACK)
+
+
+def tracing() -> bool:
+    """Whether this run is one whose tensor operations are written down, so that its Python does not run again."""
+    return get_proxy_mode() is not None
 
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()

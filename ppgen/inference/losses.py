@@ -100,6 +100,7 @@ class ELBO(nn.Module):
             self.register_buffer("beta", torch.tensor([float(beta)]))
         if not (math.isfinite(free_bits) and free_bits >= 0):
             raise ValueError(f"free_bits must be a finite number of nats that is not negative, got {free_bits!r}.")
+        self._weighted = isinstance(beta, Schedule) or beta != 1
         self.num_particles = positive_integer("num_particles", num_particles)
         self.free_bits = free_bits
         self.analytic_kl = analytic_kl
@@ -170,7 +171,7 @@ class ELBO(nn.Module):
     def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
         if self.free_bits:
             raise ValueError("free_bits cannot be combined with enumerated sites: leave it at 0.")
-        if not bool((beta == 1).all()):
+        if self._weighted:
             model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
         elbo = TraceEnum_ELBO(
             num_particles=self.num_particles,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class SemiSupervised(nn.Module):
         """The loss of one batch, whose last member holds the labels, a scalar in nats per datum."""
         y = batch[-1]
         log_q = _class_logits(guide, batch).log_softmax(-1)
-        of_label = log_q.gather(-1, y.long().clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        of_label = log_q.gather(-1, y.long().clamp(0, log_q.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
         return self.loss(model, guide, *batch) - self.alpha * torch.where(y >= 0, of_label, 0.0).sum() / len(y)
 
 
@@ -120,11 +121,28 @@ def classify(pair: Pair, x: Tensor, *, num_samples: int | None = None, batch_siz
     return logits.softmax(-1)
 
 
+class _Reached(Exception):
+    """The guide came to the class: what it draws after it is not needed."""
+
+
+class _Class(poutine.messenger.Messenger):
+    """Takes the distribution of the latent ``y``, and stops the program there."""
+
+    distribution: Any = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "y" and not msg["is_observed"]:
+            self.distribution = unadapted(msg["fn"])
+            raise _Reached
+
+
 def _class_logits(guide: Program, batch: Sequence[Any]) -> Tensor:
     """The logits of q(y | x): of the guide's site ``y`` when all labels are withheld."""
     *given, y = batch
-    site = poutine.trace(guide).get_trace(*given, torch.full_like(y, -1)).nodes.get("y")
-    logits = None if site is None or site["is_observed"] else getattr(unadapted(site["fn"]), "logits", None)
+    found = _Class()
+    with suppress(_Reached), found:
+        guide(*given, torch.full_like(y, -1))
+    logits = getattr(found.distribution, "logits", None)
     if logits is None:
         raise ValueError(
             "The guide draws no class at a site 'y' when labels are missing, so there is no q(y | x): give it a batch "

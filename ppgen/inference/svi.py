@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ppgen.inference.compiled import Compiled, gradients
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, seeded
 from ppgen.inference.schedules import schedules, unannealed
@@ -58,6 +59,11 @@ class SVI:
         pair: anything with ``.model`` and ``.guide``.
         loss: ``(model, guide, *batch) -> scalar``, one of this library's, or a Pyro ELBO.
         optimizer: a torch optimiser, or a function of the parameters that makes one; fused Adam at 1e-3 by default.
+        compile: whether loss and gradients are compiled at the first step, which takes seconds, for faster steps
+            after it. What cannot be compiled runs in eager, and is said once, through ``logging``.
+
+    Attributes:
+        compiled: whether steps run compiled code.
 
     Raises:
         TypeError: the pair, the loss or the optimiser is not one.
@@ -79,6 +85,8 @@ class SVI:
         pair: Pair,
         loss: Any = None,
         optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
         for name in ("model", "guide"):
             if not callable(getattr(pair, name, None)):
@@ -94,6 +102,8 @@ class SVI:
         self.schedules = schedules(self.loss)
         self._optimizer = optimizer
         self.optimizer: torch.optim.Optimizer | None = None
+        self._compile = compile
+        self._compiled: Compiled | None = None
         self._known = _KnownParameters(set())
 
     def prepare(self, *batch: Any) -> None:
@@ -119,6 +129,13 @@ class SVI:
             self.optimizer = self._optimizer
         else:
             self.optimizer = (self._optimizer or adam)(self.parameters)
+        if self._compile:
+            self._compiled = Compiled(self.loss, self.pair, self.parameters)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run compiled code."""
+        return self._compiled is not None and self._compiled.reason is None
 
     @property
     def monitors(self) -> dict[str, float]:
@@ -136,16 +153,22 @@ class SVI:
         batch = device_batch(self.pair, batch)
         self.prepare(*batch)
         assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
         with self._known:
-            loss = self.loss(self.pair.model, self.pair.guide, *batch)
+            if self._compiled is not None:
+                loss, found = self._compiled(batch)
+            else:
+                loss, found = gradients(self.loss, self.pair, self.parameters, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain(loss, batch))
-        loss.backward()
+        for parameter, gradient in zip(self.parameters, found, strict=True):
+            if gradient is not None and gradient.stride() != parameter.stride():
+                # A convolution of channels-last images gives such; a fused optimiser would read it in the wrong order.
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
         self.optimizer.step()
         for schedule in self.schedules:
             schedule.advance()
-        return loss.detach()
+        return loss
 
     def evaluate(self, *batch: Any, seed: int = 0) -> Tensor:
         """The unannealed loss of a batch, in eval mode, without gradients and with fixed noise."""

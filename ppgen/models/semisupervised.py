@@ -8,13 +8,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import one_hot
 
 from ppgen.distributions import marginal
 from ppgen.models.vae import VAE
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import data_plate, expose_parameters, observed, sample
+from ppgen.pair import data_plate, expose_parameters, observed, sample, tracing
 
 __all__ = ["SemiSupervisedVAE", "StackedSemiSupervisedVAE"]
 
@@ -136,14 +135,16 @@ class SemiSupervisedVAE(nn.Module):
                     "y must hold one integer a row, the class or −1 where it is missing, got shape "
                     f"{tuple(y.shape)} of {y.dtype}. Of one-hot labels take y.argmax(-1)."
                 )
-            if len(y) and (int(y.min()) < -1 or int(y.max()) >= self.num_classes):
+            valid = (y >= -1) & (y < self.num_classes)
+            if tracing():
+                torch._assert_async(valid.all(), "labels out of range")
+            elif not bool(valid.all()):
                 raise ValueError(
                     f"y runs from {int(y.min())} to {int(y.max())}: labels must lie in 0, ..., {self.num_classes - 1}, "
                     "or be −1 where they are missing."
                 )
-            known = (y >= 0).unsqueeze(-1)
-            label = one_hot(y.long().clamp(min=0), self.num_classes).to(logits.dtype)
-            logits = torch.where(known, RULED_OUT * (1 - label), logits)
+            others = y.unsqueeze(-1) != torch.arange(self.num_classes, device=y.device)
+            logits = torch.where((y >= 0).unsqueeze(-1), RULED_OUT * others.to(logits.dtype), logits)
         return dist.OneHotCategorical(logits=logits)
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:

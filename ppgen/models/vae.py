@@ -52,9 +52,7 @@ class VAE(nn.Module):
         torch.Size([5, 64])
     """
 
-    def __init__(
-        self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module, *, sees_mask: bool = False
-    ) -> None:
+    def __init__(self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module, *, sees_mask: bool = False) -> None:
         super().__init__()
         for name, part in (("prior", prior), ("decoder", decoder), ("posterior", posterior)):
             if not isinstance(part, nn.Module):

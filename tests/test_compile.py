@@ -1,0 +1,343 @@
+"""The compiled step: what compiles and what falls back, eager's numbers, schedules, staleness, honest fallbacks."""
+
+import logging
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pytest
+import torch
+from torch import nn as torch_nn
+
+from ppgen import decoders, models, nn, posteriors, priors
+from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe
+from ppgen.inference import (
+    SVI,
+    compiled,
+    dreg,
+    elbo,
+    fit,
+    graphs,
+    iwae,
+    renyi,
+    semi_supervised,
+    sticking_the_landing,
+    stratified,
+    warmup,
+)
+from ppgen.inference.compiled import Compiled, gradients
+from ppgen.inference.losses import as_loss
+
+SMALL = {"latent_dim": 2, "num_components": 3, "hidden": (4,)}
+DATA = {
+    "binary": torch.bernoulli(torch.full((6, 1, 4, 4), 0.4)),
+    "real": torch.rand(6, 1, 4, 4),
+    "levels": torch.randint(8, (6, 1, 4, 4), dtype=torch.uint8),
+}
+LEVELS = {"binary": 2, "real": None, "levels": 8}
+CLASSES = torch.arange(6) % 3
+
+
+def recipe(model="vae", kind="binary", **settings):
+    return Recipe(model, (1, 4, 4), LEVELS[kind], 3, settings)
+
+
+class Dropped(torch_nn.Module):
+    """An encoder with batch normalisation and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch_nn.Sequential(
+            torch_nn.Flatten(), torch_nn.Linear(16, 8), torch_nn.BatchNorm1d(8), torch_nn.ReLU(), torch_nn.Dropout(0.3),
+            torch_nn.Linear(8, 4),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x.float())
+
+
+def normalised():
+    return models.VAE(
+        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, (1, 4, 4))), posteriors.DiagNormal(Dropped())
+    )
+
+
+def subsampled():
+    """A user's pair with a constrained parameter and a plate that scales a mini-batch to 60 data."""
+
+    def model(x):
+        with pyro.plate("data", 60, subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x.flatten(1))
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with pyro.plate("data", 60, subsample=x):
+            pyro.sample("z", dist.Normal(loc * x.flatten(1).mean(-1), scale))
+
+    return models.Custom(model, guide)
+
+
+def reads_the_host():
+    def model(x):
+        shift = 1.0 if x.mean() > 0.5 else 2.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(shift, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten(1).mean(-1))
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
+
+    return models.Custom(model, guide)
+
+
+def counts_its_calls():
+    calls = [0]
+
+    def model(x):
+        calls[0] += 1
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.001 * calls[0], 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten(1).mean(-1))
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
+
+    return models.Custom(model, guide)
+
+
+# name: (pair, loss, batch, why it stays in eager, or None where it compiles)
+TABLE = {
+    **{f"prior {p}": (recipe(prior=p, **SMALL), elbo(), None, None) for p in PRIORS},
+    **{f"posterior {q}": (recipe(posterior=q, **SMALL), elbo(), None, None) for q in POSTERIORS},
+    **{f"decoder {d}": (recipe(kind=DECODERS[d].kind, decoder=d, **SMALL), elbo(), None, None) for d in DECODERS},
+    "warm-up and free bits": (recipe(**SMALL), elbo(beta=warmup(10), free_bits=0.1), None, None),
+    "particles": (recipe(**SMALL), elbo(num_particles=3), None, None),
+    "closed-form KL": (recipe(**SMALL), elbo(analytic_kl=True), None, None),
+    "iwae": (recipe(**SMALL), iwae(3), None, None),
+    "sticking the landing": (recipe(**SMALL), sticking_the_landing(), None, None),
+    "dreg": (recipe(**SMALL), dreg(3), None, None),
+    "renyi": (recipe(**SMALL), renyi(0.5, 3), None, None),
+    "stratified": (recipe(posterior="mog", **SMALL), stratified(), None, None),
+    "Pyro's Trace_ELBO": (recipe(**SMALL), pyro.infer.Trace_ELBO(), None, None),
+    "Pyro's particles": (
+        recipe(**SMALL),
+        pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+        None,
+        None,
+    ),
+    "Pyro's TraceMeanField_ELBO": (recipe(**SMALL), pyro.infer.TraceMeanField_ELBO(), None, None),
+    "cvae": (recipe("cvae", **SMALL), elbo(), None, None),
+    "cvae, conditional VampPrior": (recipe("cvae", prior="vamp", **SMALL), elbo(), None, "values on the host"),
+    "hvae": (recipe("hvae", **SMALL), elbo(), None, None),
+    "conv-hvae": (recipe("conv-hvae", channels=(2, 3), **SMALL), elbo(), None, None),
+    "ss-vae, enumerated guide": (recipe("ss-vae", **SMALL), semi_supervised(0.1), None, None),
+    "density": (recipe("density", latent_dim=2, hidden=(4,)), iwae(3), None, None),
+    "gmm, enumerated model": (recipe("gmm", "real", num_components=3), elbo(), None, None),
+    "fa": (recipe("fa", "real", latent_dim=2), elbo(), None, None),
+    "batch normalisation and dropout": (normalised, elbo(), DATA["binary"], None),
+    "a subsampled plate of a user's": (subsampled, elbo(), DATA["real"], None),
+    "a branch on data": (reads_the_host, elbo(), DATA["real"], "values on the host"),
+    "a counter": (counts_its_calls, elbo(), DATA["real"], "not the same at every call"),
+}
+FAST = ["prior standard", "cvae, conditional VampPrior", "batch normalisation and dropout", "a branch on data"]
+FAST += ["a counter", "a subsampled plate of a user's"]
+
+
+def table(names):
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
+
+
+def made(name):
+    """The pair, its loss and a batch of a row of the table."""
+    source, loss, x, reason = TABLE[name]
+    torch.manual_seed(0)
+    if not isinstance(source, Recipe):
+        pair, batch = source(), (x,)
+        pair.guide(x)
+    else:
+        kind = next(k for k, n in LEVELS.items() if n == source.num_levels)
+        vamp = source.settings.get("prior") == "vamp"
+        pair = source.build(DATA[kind][:3].float() if vamp else None)
+        batch = source.batch(DATA[kind], CLASSES)
+    if hasattr(pair, "initialize"):
+        pair.initialize(*batch)
+    return pair, as_loss(loss), batch, reason
+
+
+def state(pair):
+    return [b.clone() for b in pair.buffers()]
+
+
+@pytest.mark.parametrize("name", table(TABLE))
+def test_what_compiles_has_the_numbers_of_eager_and_what_does_not_says_why(name, caplog):
+    pair, loss, batch, reason = made(name)
+    parameters = list(pair.parameters())
+    gradients(loss, pair, parameters, batch)  # what a first call does, it does now
+    before = state(pair)
+    with caplog.at_level(logging.WARNING):
+        step = Compiled(loss, pair, parameters)
+        torch.manual_seed(1)
+        found = [step(batch) for _ in range(2)]
+        after, noise = state(pair), torch.rand(3)
+    assert (step.reason is None) == (reason is None), step.reason
+    assert len(caplog.records) == (reason is not None)
+    if reason:
+        assert reason in step.reason and reason in caplog.text
+    if name == "a counter":
+        return
+    for buffer, value in zip(pair.buffers(), before, strict=True):
+        buffer.data.copy_(value)
+    torch.manual_seed(1)
+    wanted = [gradients(loss, pair, parameters, batch) for _ in range(2)]
+    assert torch.equal(noise, torch.rand(3))  # the generator is where eager leaves it
+    for a, b in zip(after, state(pair), strict=True):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)
+    whole = max(float(g.norm()) for g in wanted[0].gradients if g is not None)
+    for got, want in zip(found, wanted, strict=True):
+        assert torch.allclose(got.loss, want.loss, rtol=1e-5)
+        for a, b in zip(got.gradients, want.gradients, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or (a - b).norm() <= 1e-4 * (b.norm() + whole)
+
+
+def small_vae():
+    torch.manual_seed(0)
+    return models.VAE(
+        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, 16)), posteriors.DiagNormal(nn.MLP(16, 8, 4))
+    )
+
+
+X = DATA["binary"].flatten(1).repeat(4, 1)  # 24 rows
+
+
+def test_a_compiled_fit_is_the_eager_one_to_rounding():
+    """With a warm-up that changes each step, a learning rate that does, and a short last batch."""
+    curves = []
+    for compile in (False, True):
+        pair = small_vae()
+        loss = elbo(beta=warmup(3))
+        history = fit(
+            pair, X, loss=loss, epochs=6, batch_size=10, validation=X[:8], seed=3, progress=False, compile=compile
+        )
+        assert history.compiled == compile
+        curves.append((history.loss, history.validation, torch.cat([p.flatten() for p in pair.parameters()])))
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-4)
+    assert curves[0][1] == pytest.approx(curves[1][1], rel=1e-4)
+    assert torch.allclose(curves[0][2], curves[1][2], atol=1e-4)
+
+
+def test_long_runs_compile_of_themselves_and_short_ones_do_not(monkeypatch):
+    asked = []
+
+    class Asked(Compiled):
+        def __init__(self, *arguments):
+            asked.append(True)
+            super().__init__(*arguments)
+            self.reason = "asked only"
+
+    monkeypatch.setattr("ppgen.inference.svi.Compiled", Asked)
+    monkeypatch.setattr(sys.modules["ppgen.inference.train"], "WORTH_COMPILING", 6)
+    fit(small_vae(), X, epochs=1, batch_size=5, seed=0, progress=False)
+    assert not asked
+    fit(small_vae(), X, epochs=2, batch_size=5, seed=0, progress=False, compile=False)
+    assert not asked
+    fit(small_vae(), X, epochs=2, batch_size=5, seed=0, progress=False)
+    assert asked == [True]
+
+
+def test_what_changes_in_place_is_seen_and_what_changes_in_python_is_noticed(monkeypatch):
+    pair, loss = small_vae(), elbo(beta=1.0)
+    parameters = list(pair.parameters())
+    step = Compiled(loss, pair, parameters)
+
+    def agree():
+        torch.manual_seed(5)
+        got = step([X])
+        torch.manual_seed(5)
+        return torch.allclose(got.loss, gradients(loss, pair, parameters, [X]).loss, rtol=1e-5)
+
+    assert agree()
+    loss.beta.fill_(0.1)  # a tensor, in place: the same graph
+    with torch.no_grad():
+        parameters[0].mul_(2)
+    assert agree() and len(step._codes) == 1
+    loss.free_bits = 3.0  # a number: eager at once, and another graph if it stays
+    assert agree() and len(step._codes) == 1
+    monkeypatch.setattr(compiled, "PATIENCE", 1)
+    assert agree() and len(step._codes) == 2
+    monkeypatch.undo()
+    pair.eval()
+    assert agree()
+    parameters[0].requires_grad_(False)
+    assert agree() and step([X]).gradients[0] is None
+    assert step.reason is None
+
+
+def test_a_graph_that_went_stale_is_found_at_the_next_check(monkeypatch, caplog):
+    factor = [1.0]
+
+    def loss(model, guide, x):
+        return factor[0] * inner(model, guide, x)
+
+    inner, pair = elbo(), small_vae()
+    parameters = list(pair.parameters())
+    step = Compiled(loss, pair, parameters)
+    monkeypatch.setattr(compiled, "CHECKS", {4})
+    step([X])
+    factor[0] = 2.0  # in a closure, where nothing can see it
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            torch.manual_seed(5)
+            got = step([X])
+    torch.manual_seed(5)
+    assert torch.allclose(got.loss, gradients(loss, pair, parameters, [X]).loss, rtol=1e-5)
+    assert "traced anew" in caplog.text and step.reason is None
+
+
+def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        history = fit(small_vae(), X, epochs=2, seed=0, progress=False, compile=True)
+    assert not history.compiled and "no C++ compiler" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_failing_compiler_leaves_training_in_eager(monkeypatch, caplog):
+    def broken(self, inputs):
+        raise graphs.CannotTrace("the compiler failed: disk full")
+
+    monkeypatch.setattr(graphs.Graph, "compile", broken)
+    with caplog.at_level(logging.WARNING):
+        history = fit(small_vae(), X, epochs=2, seed=0, progress=False, compile=True)
+    eager = fit(small_vae(), X, epochs=2, seed=0, progress=False, compile=False)
+    assert history.loss == eager.loss and "disk full" in caplog.text
+
+
+def test_tracing_leaves_no_global_state_behind(monkeypatch):
+    one_hot = torch.nn.functional.one_hot
+    pyro.enable_validation(True)
+    rng = torch.get_rng_state()
+    parameters = list((pair := small_vae()).parameters())
+    graphs.trace(lambda x: [gradients(elbo(), pair, parameters, [x]).loss], [X])
+    assert torch.nn.functional.one_hot is one_hot and "masked_select" not in vars(torch.Tensor)
+    assert torch.distributions.Distribution._validate_args and pyro.infer.util.torch is torch
+    torch.set_rng_state(rng)
+
+
+def test_labels_out_of_range_are_named_by_a_compiled_step_too():
+    source = recipe("ss-vae", **SMALL)
+    pair = source.build()
+    y = torch.tensor([0, 1, 2, -1, 7, 0])
+    with pytest.raises(ValueError, match=r"labels must lie in 0, \.\.\., 2"):
+        SVI(pair, semi_supervised(0.1)).step(DATA["binary"], y)
+    step = Compiled(semi_supervised(0.1), pair, list(pair.parameters()))
+    step((DATA["binary"], CLASSES))
+    assert step.reason is None
+    with pytest.raises(ValueError, match=r"labels must lie in 0, \.\.\., 2"):
+        step((DATA["binary"], y))
