@@ -3,7 +3,7 @@
 Half of the pixels of every training image are missing, others in each, and no image is complete. The missing ones are
 integrated out of p(x | z), and the posterior sees zeros in their place and, as more channels, where they are. In the
 test the same share is missing, or all of the lower half (which the training never showed), or noise covers everything.
-The objective is MIWAE's (Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633): importance weights, as in imputing.
+The objective is MIWAE's (Mattei & Frellsen, 2019, https://arxiv.org/abs/1812.02633), importance-weighted.
 
 Digits of scikit-learn by default; for MNIST, some minutes: python missing_data.py --data mnist
 """
