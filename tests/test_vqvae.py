@@ -227,6 +227,12 @@ def test_grids_of_other_vectors_are_refused():
         nn.VectorQuantizer(4, 3)(torch.zeros(4, 2, 5, 5))
 
 
+def test_codes_outside_the_codebook_are_refused():
+    pair = small(priors.CategoricalGrid(50, GRID[1:]))
+    with pytest.raises(ValueError, match=r"has 6 codes, 0 to 5, but was given codes from .* as many categories"):
+        sample(pair, 20)
+
+
 # The pair
 
 

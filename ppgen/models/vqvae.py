@@ -74,7 +74,7 @@ class VQVAE(nn.Module):
     r"""A vector-quantised variational autoencoder: the latent is a grid of codes from a learned codebook.
 
     .. math::
-        z \sim p(z \mid y), \quad z_{ij} \in \{1, \dots, K\}, \qquad x \sim p(x \mid e_z, y)
+        z \sim p(z \mid y), \quad z_{ij} \in \{0, \dots, K - 1\}, \qquad x \sim p(x \mid e_z, y)
 
     with the guide a point, the codes nearest to what the encoder gives:
 
@@ -98,7 +98,7 @@ class VQVAE(nn.Module):
     one is an autoregressive network::
 
         prior = ...  # a conditional: prior(*y) is a distribution of integer grids
-        fit(models.ExplicitDensity(prior), encode(vqvae, x), epochs=20)
+        fit(models.ExplicitDensity(prior), encode(vqvae, x), epochs=20)  # or (encode(vqvae, x, y), y)
         vqvae.prior = prior
         sample(vqvae, 64)  # z from the prior, then x from the decoder
 

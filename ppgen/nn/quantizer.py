@@ -53,7 +53,7 @@ class VectorQuantizer(nn.Module):
 
     Raises:
         ValueError: a size that is not a positive whole number, a decay or revival outside [0, 1), a negative
-            commitment, or grids of other vectors.
+            commitment, grids of other vectors, or codes outside the codebook.
 
     Example:
         >>> quantizer = VectorQuantizer(512, 64)
@@ -118,7 +118,13 @@ class VectorQuantizer(nn.Module):
 
     def embed(self, codes: Tensor) -> Tensor:
         r"""The vectors of codes (\*, H, W), integers of any type: a grid (\*, D, H, W)."""
-        return functional.embedding(codes.long(), self.codebook).movedim(-1, -3)
+        codes = codes.long()
+        if not self.training and codes.numel() and not 0 <= codes.min() <= codes.max() < self.codebook_size:
+            raise ValueError(
+                f"VectorQuantizer has {self.codebook_size} codes, 0 to {self.codebook_size - 1}, but was given codes "
+                f"from {codes.min()} to {codes.max()}: a prior of codes must have as many categories as the codebook."
+            )
+        return functional.embedding(codes, self.codebook).movedim(-1, -3)
 
     def straight_through(self, h: Tensor, codes: Tensor) -> Tensor:
         """The vectors of the codes, whose gradient is passed on to ``h`` as it is."""
