@@ -84,17 +84,17 @@ def test_a_hierarchy_with_a_label():
     assert 0 <= mutual_information(hierarchy, x, y) <= math.log(20)
 
 
-def trained(loss=None, **options):
+def trained(loss=None, epochs=40, **options):
     """A VAE of images whose left half is either dark or bright, and whose right half is like it."""
     torch.manual_seed(0)
-    bright = (torch.arange(200) % 2).float()[:, None, None, None]
+    bright = (torch.arange(100) % 2).float()[:, None, None, None]
     x = torch.bernoulli((0.1 + 0.8 * bright).expand(-1, 1, 4, 4))
     vae = pixel_vae(latent_dim=1, **options)
     fit(
         vae,
         x,
         loss=loss,
-        epochs=40,
+        epochs=epochs,
         batch_size=50,
         seed=0,
         progress=False,
@@ -121,7 +121,7 @@ def test_free_bits_mend_it(ignored):
 
 
 def test_a_smaller_field_leaves_the_latent_something_to_say(ignored):
-    report, information = trained(num_layers=1, first_kernel_size=3)
+    report, information = trained(num_layers=1, first_kernel_size=3, epochs=100)
     assert report.kl["z"] > ignored[0].kl["z"] + 0.3 and information > 0.3 and report.active_units["z"] == 1
 
 

@@ -53,8 +53,8 @@ class PixelCNN(nn.Module):
 
     Example:
         >>> net = PixelCNN((1, 28, 28), (1, 28, 28), channels=16, num_layers=3)
-        >>> net(torch.zeros(5, 100, 1, 28, 28)).shape
-        torch.Size([5, 100, 1, 28, 28])
+        >>> net(torch.zeros(2, 4, 1, 28, 28)).shape
+        torch.Size([2, 4, 1, 28, 28])
     """
 
     def __init__(
@@ -176,8 +176,8 @@ class GatedPixelCNN(nn.Module):
 
     Example:
         >>> net = GatedPixelCNN((1, 28, 28), (1, 28, 28), channels=16, num_layers=3, context_shapes=[10])
-        >>> net(torch.zeros(100, 1, 28, 28), torch.zeros(5, 100, 10)).shape
-        torch.Size([5, 100, 1, 28, 28])
+        >>> net(torch.zeros(4, 1, 28, 28), torch.zeros(2, 4, 10)).shape
+        torch.Size([2, 4, 1, 28, 28])
     """
 
     def __init__(
