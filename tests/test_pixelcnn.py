@@ -33,7 +33,7 @@ def influences(net, *context):
     """
     net, seen = net.double(), False
     for x in torch.randn(4, *net.in_shape, dtype=torch.float64):
-        jacobian = torch.autograd.functional.jacobian(lambda x: net(x, *context), x)
+        jacobian = torch.autograd.functional.jacobian(lambda x: net(x, *context), x, vectorize=True)
         seen = seen | (jacobian.reshape(math.prod(net.out_shape), -1) != 0)
     return seen
 
