@@ -122,19 +122,24 @@ def test_every_recipe_survives_the_disk(prior, posterior, tmp_path):
 @pytest.mark.parametrize("model", catalogue.MODELS)
 def test_every_model_trains_evaluates_and_samples_by_its_name(model, capsys, tmp_path):
     settings = catalogue.settings_of(catalogue.MODELS[model].build)
-    sizes = {"latent-dim": 2, "num-components": 3, "hidden": 8, "channels": "2,3"}
+    sizes = {"latent-dim": 2, "num-components": 3, "hidden": 8, "channels": "2,3", "filters": 4, "num-layers": 1}
     chosen = [f"--{name}={value}" for name, value in sizes.items() if name.replace("-", "_") in settings]
     run = tmp_path / "run"
+    chosen += ["--prior-epochs=1"] if model == "vqvae" else []
     status, out, err = call(capsys, "train", model, *chosen, "--epochs", 2, "--out", run)
     assert status == 0, err
     metrics = json.loads((run / "metrics.json").read_text())
     config = json.loads((run / "config.json").read_text())
     assert config["recipe"]["model"] == model and config["training"]["epochs"] == 2
-    assert metrics["validation"]["log_likelihood"] < 500 and f"Written to {run}" in out
-    assert (run / "reconstructions.png").exists() == catalogue.MODELS[model].reconstructs == ("kl" in metrics)
+    made = catalogue.MODELS[model]
+    assert ("validation" in metrics) == made.scores and f"Written to {run}" in out
+    assert (run / "reconstructions.png").exists() == made.reconstructs
     again = load_run(run)
     assert all(not p.requires_grad or p.isfinite().all() for p in again.pair.parameters())
     status, out, err = call(capsys, "evaluate", run, "--num-samples", 5, "--num-data", 20, "--json")
+    if not made.scores:
+        assert status == 2 and ("density" in err or "no likelihood" in err)
+        return
     assert status == 0 and ("error_rate" in json.loads(out)) == (model == "ss-vae"), err
     status, _, err = call(capsys, "sample", run, "--num", 12, "--out", tmp_path / "s.png")
     assert status == 0 and (tmp_path / "s.png").stat().st_size > 1000, err

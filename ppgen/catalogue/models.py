@@ -15,8 +15,14 @@ from ppgen.nn.shapes import Shape
 Network = Callable[[Shape], nn.Module]
 
 
-def _latent(
-    x: Observed, start: Tensor | None, posterior: str, encoder: Network, dim: int, components: int, conditional: bool
+def latent_of(
+    x: Observed,
+    start: Tensor | None,
+    posterior: str,
+    encoder: Network,
+    dim: int,
+    components: int,
+    conditional: bool = False,
 ) -> Latent:
     """A latent with its posterior, of an encoder that is made anew for each posterior that needs one."""
     q = parts.posterior(posterior, encoder, dim)
@@ -42,7 +48,7 @@ def vae(
     def generator(outputs: Shape) -> nn.Module:
         return GatedMLP(latent_dim, *reversed(hidden), outputs)
 
-    z = _latent(x, start, posterior, encoder, latent_dim, num_components, False)
+    z = latent_of(x, start, posterior, encoder, latent_dim, num_components)
     return models.VAE(parts.prior(prior, z), parts.decoder(decoder, generator, x), z.posterior)
 
 
@@ -93,7 +99,7 @@ def _with_class(
     def generator(outputs: Shape) -> nn.Module:
         return GatedBranches([latent_dim, x.classes], *reversed(hidden), outputs)
 
-    return _latent(x, start, posterior, encoder, latent_dim, num_components, True), generator
+    return latent_of(x, start, posterior, encoder, latent_dim, num_components, True), generator
 
 
 def hvae(
@@ -118,7 +124,7 @@ def hvae(
     def generator(outputs: Shape) -> nn.Module:
         return GatedBranches([latent_dim, latent_dim], *reversed(hidden), outputs)
 
-    z2 = _latent(x, start, posterior, top, latent_dim, num_components, False)
+    z2 = latent_of(x, start, posterior, top, latent_dim, num_components)
     return _two_layers(prior, z2, bottom, parts.decoder(decoder, generator, x), hidden)
 
 
@@ -150,7 +156,7 @@ def conv_hvae(
             latent_dim, outputs, channels=channels[::-1], hidden=hidden[::-1], gated=True, context_dim=latent_dim
         )
 
-    z2 = _latent(x, start, posterior, top, latent_dim, num_components, False)
+    z2 = latent_of(x, start, posterior, top, latent_dim, num_components)
     return _two_layers(prior, z2, bottom, parts.decoder(decoder, generator, x), hidden)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ppgen.catalogue import models, training
+from ppgen.catalogue import models, neural, training
 from ppgen.catalogue.parts import DECODERS, Observed, lookup, shares_posterior
+from ppgen.inference.adversarial import wasserstein, wasserstein_gp
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["MODELS", "Model", "Recipe", "pseudo_inputs", "settings_of"]
@@ -35,10 +36,11 @@ class Model(NamedTuple):
         train: trains it; its keywords are the settings of its training.
         line: what it is, in a line.
         paper: where it is from.
-        kind: of the data that it is for, where its decoder does not say so.
+        kind: of the data that it is for, where its decoder does not say so; "any" of one that takes all.
         flat: whether it takes data as vectors.
         labels: of a model of data with classes, what its batches hold of them.
         reconstructs: whether its guide says which latent a datum has.
+        scores: whether it has a likelihood.
     """
 
     build: Callable[..., nn.Module]
@@ -49,9 +51,12 @@ class Model(NamedTuple):
     flat: bool = False
     labels: Callable[[Tensor, int], Tensor] | None = None
     reconstructs: bool = True
+    scores: bool = True
 
 
 _vectors = partial(Model, train=training.expectation_maximization, kind="real", flat=True)
+
+_adversarial = partial(Model, kind="any", reconstructs=False, scores=False)
 
 MODELS: dict[str, Model] = {
     "vae": Model(models.vae, training.variational, "variational autoencoder", "Kingma & Welling 2013, arXiv:1312.6114"),
@@ -88,6 +93,50 @@ MODELS: dict[str, Model] = {
     ),
     "fa": _vectors(models.fa, line="factor analysis, by EM", paper="Rubin & Thayer 1982"),
     "ppca": _vectors(models.ppca, line="probabilistic PCA, by EM", paper="Tipping & Bishop 1999"),
+    "ae": Model(
+        neural.ae, training.variational, "autoencoder, convolutional", "Hinton & Salakhutdinov 2006", scores=False
+    ),
+    "pixelcnn": Model(
+        neural.pixelcnn,
+        training.variational,
+        "gated PixelCNN, an explicit density",
+        "van den Oord et al. 2016, arXiv:1606.05328",
+        reconstructs=False,
+    ),
+    "pixelrnn": Model(
+        neural.pixelrnn,
+        training.variational,
+        "PixelRNN: Row LSTM or Diagonal BiLSTM",
+        "van den Oord et al. 2016, arXiv:1601.06759",
+        reconstructs=False,
+    ),
+    "pixelvae": Model(
+        neural.pixelvae,
+        training.variational,
+        "VAE whose decoder is a PixelCNN",
+        "Gulrajani et al. 2017, arXiv:1611.05013",
+    ),
+    "vqvae": Model(
+        neural.vqvae,
+        training.vector_quantized,
+        "VQ-VAE, and a PixelCNN prior of its codes",
+        "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
+    "gan": _adversarial(
+        neural.gan, training.adversarial, "generative adversarial network", "Goodfellow et al. 2014, arXiv:1406.2661"
+    ),
+    "wgan": _adversarial(
+        neural.gan,
+        partial(training.adversarial, loss=wasserstein()),
+        "Wasserstein GAN, weights clipped",
+        "Arjovsky, Chintala & Bottou 2017, arXiv:1701.07875",
+    ),
+    "wgan-gp": _adversarial(
+        neural.wgan_gp,
+        partial(training.adversarial, loss=wasserstein_gp()),
+        "Wasserstein GAN with gradient penalty",
+        "Gulrajani et al. 2017, arXiv:1704.00028",
+    ),
 }
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.inference import EM, History, elbo, fit, iwae, train, warmup
+from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import semi_supervised as with_labels
+from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
+from ppgen.models import ExplicitDensity
+from ppgen.priors import CategoricalGrid
 
 Batch = tuple[Any, ...]
 
@@ -147,3 +150,53 @@ def expectation_maximization(
         validation=validation,
         seed=seed,
     )
+
+
+def vector_quantized(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 100,
+    prior_epochs: int = 50,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    patience: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+) -> History:
+    """The codes under a uniform prior, then the prior of the codes that they have become."""
+    prior, quantizer = pair.prior, pair.quantizer
+    pair.prior = CategoricalGrid(quantizer.codebook_size, prior.event_shape)
+    settings: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "patience": patience, "seed": seed}
+    history = variational(pair, data, validation, epochs=epochs, device=device, **settings)
+    codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
+    density = ExplicitDensity(prior)
+    settings["patience"] = patience or 10  # a strong prior of few codes learns them by heart
+    of_codes = variational(density, (codes,), (watched,), epochs=prior_epochs, device=device, **settings)
+    pair.prior = prior
+    history.monitors["prior loss"] = of_codes.loss
+    history.monitors["prior validation"] = of_codes.validation
+    return history
+
+
+def _codes(pair: Any, x: Any, rows: int = 1000) -> Tensor:
+    return torch.cat([encode(pair, x[i : i + rows]) for i in range(0, len(x), rows)])
+
+
+def adversarial(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 100,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+    loss: AdversarialLoss | None = None,
+    progress: bool = True,
+) -> History:
+    """Two networks in turns, with the learning rates that belong to their loss."""
+    pair.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    step = Adversarial(pair, loss or nonsaturating())
+    return train(step, data, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)

@@ -41,10 +41,16 @@ HELP: dict[str, str] = {
     "labels": "How many labels are kept, as many of each class; 0 for all.",
     "alpha": "Weight of the classification loss, divided by the share of labelled data.",
     "restarts": "Starts of which the best goes on.",
+    "layer": "row or diagonal.",
+    "filters": "Channels of the hidden layers.",
+    "num_layers": "Layers of the masked network.",
+    "codebook_size": "Codes.",
+    "code_dim": "Numbers in the vector of a code.",
+    "prior_epochs": "Passes over the codes that the prior is fitted with, at most.",
     "tolerance": "EM stops when an epoch gains less, in nats per datum.",
 }
 # digits are small: their networks are, too.
-SMALL: dict[str, Any] = {"latent_dim": 8, "num_components": 50, "hidden": (64,), "channels": (16, 32)}
+SMALL: dict[str, Any] = {"latent_dim": 8, "num_components": 50, "hidden": (64,), "channels": (16, 32), "filters": 24}
 
 
 def small(name: str, default: Any) -> Any:

@@ -21,7 +21,9 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
         ValueError: the data cannot be brought into that form.
     """
     kind = MODELS[model].kind or DECODERS[lookup("decoder", str(decoder), DECODERS)].kind
-    choice: Any = None if binarize is None else lookup("binarisation", binarize, ("none", "fixed", "dynamic"))
+    if kind == "any":
+        return datasets.load(name, data_dir=data_dir, binarize=_binarization(binarize))
+    choice = _binarization(binarize)
     if choice is None and kind != "binary":
         choice = "none"
     loaded = datasets.load(name, data_dir=data_dir, binarize=choice)
@@ -39,6 +41,10 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
         owner = f"the decoder {decoder}" if decoder and not MODELS[model].kind else model
         raise ValueError(f"--data {name} has {has}, and {owner} is for {kind} data: {mend}.")
     return loaded
+
+
+def _binarization(name: str | None) -> Any:
+    return None if name is None else lookup("binarisation", name, ("none", "fixed", "dynamic"))
 
 
 def num_classes(loaded: datasets.Dataset) -> int | None:

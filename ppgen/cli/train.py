@@ -82,14 +82,19 @@ def run(
     source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
     save_run(out, pair, recipe, data=source, training=training, history=history)
     seed = training["seed"]
-    estimate = log_likelihood(pair, *validation, num_samples=100, seed=seed)
-    metrics: dict[str, Any] = {
-        "validation": estimate.summary(),
-        "epochs": len(history.loss),
-        "seconds": sum(history.seconds),
-    }
-    print(f"{len(history.loss)} epochs in {sum(history.seconds):.0f} s; validation: {estimate}")
-    if MODELS[name].reconstructs:
+    metrics: dict[str, Any] = {"epochs": len(history.loss), "seconds": sum(history.seconds)}
+    metrics["monitors"] = {name: values[-1] for name, values in history.monitors.items()}
+    said = f"{len(history.loss)} epochs in {sum(history.seconds):.0f} s"
+    if MODELS[name].scores:
+        estimate = log_likelihood(pair, *validation, num_samples=100, seed=seed)
+        metrics["validation"] = estimate.summary()
+        said += f"; validation: {estimate}"
+    elif history.validation:
+        said += f"; validation: reconstruction error {history.validation[-1]:.2f} nats"
+    print(said)
+    for monitor, value in metrics["monitors"].items():
+        print(f"{monitor}: {value:.3g}")
+    if MODELS[name].reconstructs and MODELS[name].scores and name != "vqvae":
         report = latent_report(pair, *validation, seed=seed)
         metrics |= {"kl": report.kl, "active_units": report.active_units}
         units = ", ".join(
@@ -109,9 +114,10 @@ def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out
     names = ["losses.png"]
     if not plots.is_picture(recipe.shape):
         return names
-    drawn = sample(pair, 64, *recipe.context(64), mean=True, seed=seed)
-    plots.images(visible(drawn, recipe), out / "samples.png", title="means of p(x | z), z from the prior")
-    names.append("samples.png")
+    if recipe.model != "ae":  # which has nothing to draw from
+        drawn = sample(pair, 64, *recipe.context(64), mean=True, seed=seed)
+        plots.images(visible(drawn, recipe), out / "samples.png", title="means of p(x | z), z from the prior")
+        names.append("samples.png")
     if MODELS[recipe.model].reconstructs:
         labels = None if loaded.test_labels is None else loaded.test_labels[:32]
         given = recipe.batch(loaded.test[:32], labels)

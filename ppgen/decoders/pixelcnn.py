@@ -93,7 +93,9 @@ class Autoregressive(nn.Module):
             )
         self.output: Any = output
         self.features = features
-        self.event_shape: tuple[int, ...] = net.in_shape if event_shape is None else as_shape(event_shape, "event_shape")
+        self.event_shape: tuple[int, ...] = (
+            net.in_shape if event_shape is None else as_shape(event_shape, "event_shape")
+        )
         if prod(self.event_shape) != prod(net.in_shape):
             raise ValueError(
                 f"event_shape {self.event_shape} has {prod(self.event_shape)} elements, and the network's in_shape "

@@ -1,0 +1,162 @@
+"""Neural components built by name, as in :mod:`ppgen.catalogue.models`: a function a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from ppgen import decoders, models, priors
+from ppgen.catalogue import parts
+from ppgen.catalogue.models import latent_of
+from ppgen.catalogue.parts import Observed
+from ppgen.nn import (
+    MLP,
+    ConvNet,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    DeconvNet,
+    DiagonalBiLSTM,
+    GatedMLP,
+    GatedPixelCNN,
+    PixelRNN,
+    ResidualConvNet,
+    RowLSTM,
+    VectorQuantizer,
+)
+from ppgen.nn.shapes import Shape
+
+ROWS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
+
+
+def _raster(network: Callable[..., nn.Module], decoder: str, x: Observed) -> decoders.Autoregressive:
+    """Pixels in raster order, of a masked network; a logistic mixture's channels depend on each other by themselves."""
+    in_turn = decoder != "logistic-mixture"
+    return decoders.Autoregressive(parts.decoder(decoder, partial(network, channels_in_turn=in_turn), x))
+
+
+def pixelcnn(
+    x: Observed,
+    start: Tensor | None = None,
+    *,
+    decoder: str = "bernoulli",
+    filters: int = 32,
+    num_layers: int = 7,
+) -> models.ExplicitDensity:
+    """Gated, with a vertical and a horizontal stack."""
+    network = partial(GatedPixelCNN, x.shape, channels=filters, num_layers=num_layers, levels=x.rescaled_levels)
+    return models.ExplicitDensity(_raster(network, decoder, x))
+
+
+def pixelrnn(
+    x: Observed,
+    start: Tensor | None = None,
+    *,
+    decoder: str = "bernoulli",
+    layer: str = "diagonal",
+    filters: int = 16,
+    num_layers: int = 4,
+) -> models.ExplicitDensity:
+    """Of Row LSTMs, or of Diagonal BiLSTMs."""
+    kind = ROWS[parts.lookup("layer", layer, ROWS)]
+    network = partial(PixelRNN, x.shape, layer=kind, channels=filters, num_layers=num_layers, levels=x.rescaled_levels)
+    return models.ExplicitDensity(_raster(network, decoder, x))
+
+
+def pixelvae(
+    x: Observed,
+    start: Tensor | None = None,
+    *,
+    prior: str = "standard",
+    posterior: str = "diagonal",
+    decoder: str = "bernoulli",
+    latent_dim: int = 40,
+    num_components: int = 500,
+    hidden: tuple[int, ...] = (300, 300),
+    filters: int = 32,
+    num_layers: int = 3,
+) -> models.VAE:
+    """A VAE whose decoder is a PixelCNN, which sees the latent as a map."""
+
+    def encoder(outputs: Shape) -> nn.Module:
+        return GatedMLP(x.shape, *hidden, outputs, levels=x.rescaled_levels)
+
+    features = (8, *x.shape[1:])
+    network = partial(
+        GatedPixelCNN, x.shape, channels=filters, num_layers=num_layers, levels=x.rescaled_levels,
+        context_shapes=[features],
+    )  # fmt: skip
+    pixels = _raster(network, decoder, x)
+    pixels.features = DeconvNet(latent_dim, features, gated=True)
+    z = latent_of(x, start, posterior, encoder, latent_dim, num_components)
+    return models.VAE(parts.prior(prior, z), pixels, z.posterior)
+
+
+def ae(
+    x: Observed,
+    start: Tensor | None = None,
+    *,
+    decoder: str = "bernoulli",
+    latent_dim: int = 40,
+    channels: tuple[int, ...] = (32, 64),
+    hidden: tuple[int, ...] = (300,),
+) -> models.Autoencoder:
+    """Convolutional in both directions."""
+
+    def generator(outputs: Shape) -> nn.Module:
+        return DeconvNet(latent_dim, outputs, channels=channels[::-1], hidden=hidden[::-1])
+
+    encoder = ConvNet(x.shape, latent_dim, channels=channels, hidden=hidden, levels=x.rescaled_levels)
+    return models.Autoencoder(encoder, parts.decoder(decoder, generator, x))
+
+
+def vqvae(
+    x: Observed,
+    start: Tensor | None = None,
+    *,
+    decoder: str = "bernoulli",
+    codebook_size: int = 64,
+    code_dim: int = 16,
+    filters: int = 32,
+    num_layers: int = 5,
+) -> models.VQVAE:
+    """Residual networks, a grid of codes of a quarter of the image's side (a half of small ones), a PixelCNN prior."""
+    height, width = (-(-side // (4 if min(x.shape[1:]) > 16 else 2)) for side in x.shape[1:])
+    grid = (code_dim, height, width)
+
+    def generator(outputs: Shape) -> nn.Module:
+        return ResidualConvNet(grid, outputs, channels=filters)
+
+    prior = GatedPixelCNN(
+        (1, height, width), (codebook_size, height, width), categories=codebook_size, channels=filters,
+        num_layers=num_layers, first_kernel_size=5,
+    )  # fmt: skip
+    return models.VQVAE(
+        ResidualConvNet(x.shape, grid, channels=filters, levels=x.rescaled_levels),
+        VectorQuantizer(codebook_size, code_dim),
+        parts.decoder(decoder, generator, x),
+        decoders.Autoregressive(decoders.Categorical(prior, codebook_size), event_shape=(height, width)),
+    )
+
+
+def gan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 64) -> models.GAN:
+    """The bodies of the DCGAN for images, dense ones for vectors."""
+    return _gan(x, latent_dim, filters, nn.BatchNorm2d)
+
+
+def wgan_gp(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 64) -> models.GAN:
+    """The same without batch normalisation in the critic, whose slope is that of each image by itself."""
+    return _gan(x, latent_dim, filters, None)
+
+
+def _gan(x: Observed, latent_dim: int, filters: int, critic_norm: type[nn.BatchNorm2d] | None) -> models.GAN:
+    generator: nn.Module
+    critic: nn.Module
+    if len(x.shape) == 3:
+        generator = DCGANGenerator(latent_dim, x.shape, channels=(2 * filters, filters))
+        critic = DCGANDiscriminator(x.shape, channels=(filters, 2 * filters), norm=critic_norm)
+    else:
+        widths = (2 * filters,) * 3
+        generator, critic = MLP(latent_dim, *widths, x.shape), MLP(x.shape, *widths, 1)
+    return models.GAN(priors.StandardNormal(latent_dim), generator, critic, levels=x.num_levels)
