@@ -13,7 +13,7 @@ from ppgen import data, decoders, models, nn, plots
 from ppgen.inference import encode, fit, log_likelihood, reconstruct, sample
 
 # Of each data set: the size of the grid, the codes, hidden channels, epochs of the VQ-VAE and of its prior.
-SIZES = {"digits": (4, 32, 32, 80, 40), "mnist": (7, 64, 32, 8, 12)}
+SIZES = {"digits": (4, 32, 32, 80, 40), "mnist": (7, 64, 32, 6, 12)}
 
 
 def main(quick: bool, out: Path, name: str = "digits") -> None:
