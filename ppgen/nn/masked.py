@@ -104,16 +104,12 @@ class MaskedConv2d(nn.Module):
         self.in_channels, self.out_channels, self.field = in_channels, out_channels, field
         mask = torch.tensor(field.rows)
         self.height, self.width = mask.shape
+        self.margins = field.centre, self.width - 1 - field.centre  # columns seen to the left and to the right
         self.register_buffer("mask", mask, persistent=False)
         # So that outputs vary as much as inputs; with torch's own rule little is left of the signal after a few gates.
         scale = (in_channels * int(mask.sum())) ** -0.5
         self.weight = nn.Parameter(scale * torch.randn(out_channels, in_channels, *mask.shape))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-
-    @property
-    def margins(self) -> tuple[int, int]:
-        """How many columns are seen to the left and to the right of the pixel."""
-        return self.field.centre, self.width - 1 - self.field.centre
 
     def kernel(self) -> Tensor:
         """The weights, zero where they are masked."""
@@ -152,8 +148,9 @@ class Pointwise(nn.Conv2d):
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] * x.shape[-2] == 1 and self.groups == 1:
-            return functional.linear(x[:, :, 0, 0], self.weight[:, :, 0, 0], self.bias)[:, :, None, None]
+        if x.shape[-2:] == (1, 1) and self.groups == 1:
+            y = functional.linear(x.flatten(1), self.weight.flatten(1), self.bias)
+            return y.unflatten(1, (-1, 1, 1))
         return super().forward(x)
 
 
@@ -210,24 +207,24 @@ class Cursor:
 
     def convolve(self, conv: MaskedConv2d, x: Tensor | None) -> Tensor:
         """A masked convolution at the cursor, once what is new has been noted."""
-        before = conv.margins[0]
+        before, column, strict = conv.margins[0], self.column, conv.field.strict
         held = self.rows(conv, conv.weight, conv.in_channels, conv.height, conv.margins)
-        if conv not in self._kernels:
-            self._kernels[conv] = conv.kernel() if self.column is None else conv.kernel().flatten(1)
-        kernel = self._kernels[conv]
-        if self.column is None:
+        kernel = self._kernels.get(conv)
+        if kernel is None:
+            kernel = self._kernels[conv] = conv.kernel() if column is None else conv.kernel().flatten(1)
+        if column is None:
             if x is not None:
-                held[:, :, -2 if conv.field.strict else -1, before : before + self.width] = x[:, :, 0]
+                held[:, :, -2 if strict else -1, before : before + self.width] = x[:, :, 0]
             return functional.conv2d(held, kernel, conv.bias)
         if x is not None:
             # What a strict convolution takes is the pixel before: the last one of the row above at a row's start.
-            back, column = 1, self.column
-            if conv.field.strict:
-                back, column = (1, column - 1) if column else (2, self.width - 1)
+            back, place = 1, column
+            if strict:
+                back, place = (1, column - 1) if column else (2, self.width - 1)
             if back <= conv.height:
-                held[:, :, -back, before + column] = x[:, :, 0, 0]
-        window = held[:, :, :, self.column : self.column + conv.width]
-        return functional.linear(window.reshape(self.batch, -1), kernel, conv.bias)[:, :, None, None]
+                held[:, :, -back, before + place] = x.flatten(1)
+        window = held[:, :, :, column : column + conv.width]
+        return functional.linear(window.flatten(1), kernel, conv.bias).unflatten(1, (-1, 1, 1))
 
 
 def at(values: Tensor, cursor: Cursor | None) -> Tensor:

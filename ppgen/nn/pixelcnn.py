@@ -110,7 +110,6 @@ class _GatedLayer(nn.Module):
     """One layer of both stacks. The first one hides the row (from the vertical) and the pixel (from the horizontal)."""
 
     shift: Pointwise | None
-    residual: Pointwise | None
 
     def __init__(
         self, in_channels: int, channels: int, kernel_size: int, context_width: int, *, first: bool, last: bool
@@ -120,9 +119,8 @@ class _GatedLayer(nn.Module):
         self.horizontal = MaskedConv2d(in_channels, 2 * channels, left(kernel_size, strict=first))
         self.link = Pointwise(2 * channels, 2 * channels)
         self.shift = Pointwise(context_width, 4 * channels, bias=False) if context_width else None
-        self.skip = Pointwise(channels, channels)
-        self.residual = None if last else Pointwise(channels, channels)
-        self.first = first
+        self.out = Pointwise(channels, channels if last else 2 * channels)  # to the output, and to the next layer
+        self.channels, self.first, self.last = channels, first, last
 
     def above(self, v: Tensor | None, context: Tensor | None, cursor: Cursor | None) -> tuple[Tensor, Tensor]:
         v = self.vertical(v, cursor)
@@ -133,11 +131,10 @@ class _GatedLayer(nn.Module):
         return gate(v), link
 
     def along(self, h: Tensor | None, above: Tensor, cursor: Cursor | None) -> tuple[Tensor | None, Tensor]:
-        new = gate(self.horizontal(h, cursor) + at(above, cursor))
-        skip = self.skip(new)
-        if self.residual is None:
-            return None, skip
-        new = self.residual(new)
+        new = self.out(gate(self.horizontal(h, cursor) + at(above, cursor)))
+        if self.last:
+            return None, new
+        new, skip = new.split(self.channels, 1)
         return (new if self.first else new + h), skip
 
 
