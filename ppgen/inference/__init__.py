@@ -2,6 +2,8 @@
 
 from ppgen.inference import adversarial
 from ppgen.inference.adversarial_step import Adversarial
+from ppgen.inference.annealed import AnnealedEstimate, ais
+from ppgen.inference.bidirectional import Bounds, bdmc
 from ppgen.inference.em import EM
 from ppgen.inference.latents import LatentReport, latent_report, mutual_information
 from ppgen.inference.likelihood import Estimate, log_likelihood
@@ -19,10 +21,14 @@ __all__ = [
     "EM",
     "SVI",
     "Adversarial",
+    "AnnealedEstimate",
+    "Bounds",
     "Estimate",
     "History",
     "LatentReport",
     "adversarial",
+    "ais",
+    "bdmc",
     "classify",
     "decode",
     "denoise",
