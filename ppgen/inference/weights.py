@@ -7,8 +7,8 @@ gives k-hat, their spread the effective sample size and the standard error.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -60,31 +60,37 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
 
 
-def run(
+def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
+    """A trace of the guide. Particles sit on axis −1 − nesting."""
+    with _particles(num_particles, nesting):
+        return poutine.trace(guide).get_trace(*batch)
+
+
+def run_model(
     model: Program,
-    guide: Program,
+    proposal: poutine.Trace,
     batch: Sequence[Any],
     *,
     num_particles: int | None = None,
     nesting: int = 0,
     enumerate_model: bool = False,
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """Traces of the model and the guide, the model replayed on what the guide drew.
+) -> poutine.Trace:
+    """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
+    replayed = poutine.replay(model, trace=proposal)
+    enumeration = EnumMessenger(first_available_dim=-2 - nesting) if enumerate_model else nullcontext()
+    with enumeration, _particles(num_particles, nesting):
+        return poutine.trace(replayed).get_trace(*batch)
 
-    Particles sit on axis −1 − nesting, enumerated sites of the model left of them.
-    """
-    with ExitStack() as stack:
-        if num_particles is not None:
-            stack.enter_context(pyro.plate(PARTICLES, num_particles, dim=-1 - nesting))
-        guide_trace = poutine.trace(guide).get_trace(*batch)
-    replayed = poutine.replay(model, trace=guide_trace)
-    with ExitStack() as stack:
-        if enumerate_model:
-            stack.enter_context(EnumMessenger(first_available_dim=-2 - nesting))
-        if num_particles is not None:
-            stack.enter_context(pyro.plate(PARTICLES, num_particles, dim=-1 - nesting))
-        model_trace = poutine.trace(replayed).get_trace(*batch)
-    return model_trace, guide_trace
+
+def _particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:
+    return nullcontext() if num_particles is None else pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
+
+
+def run(model: Program, guide: Program, batch: Sequence[Any], **settings: Any) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the model and the guide, the model replayed on what the guide drew; settings as for the two."""
+    for_guide = {name: value for name, value in settings.items() if name != "enumerate_model"}
+    guide_trace = run_guide(guide, batch, **for_guide)
+    return run_model(model, guide_trace, batch, **settings), guide_trace
 
 
 def frame_of_data(site: Any) -> Any | None:
@@ -275,24 +281,43 @@ def combine(
     from_prior: Sequence[str] = (),
 ) -> Weighted:
     """The log weights of two traces, site by site."""
-    num_data = check(model_trace, guide_trace, from_prior)
-    shape = (num_particles, num_data)
-    guide_sites = sites(guide_trace)
+    shape = (num_particles, check(model_trace, guide_trace, from_prior))
+    total = log_joint(model_trace, sites(guide_trace), nesting, shape, from_prior)
+    log_q, score = log_proposal(guide_trace, nesting, shape)
+    return Weighted(total if log_q is None else total - log_q, score)
+
+
+def log_joint(
+    model_trace: poutine.Trace,
+    proposed: Collection[str],
+    nesting: int,
+    shape: tuple[int, int],
+    from_prior: Sequence[str] = (),
+) -> Tensor:
+    """Log p(x, z) per particle and datum, without what the prior proposes; enumerated sites are summed out."""
     pending = {name: site for name, site in sites(model_trace).items() if name not in from_prior}
     total: Tensor | float = 0.0
-    if any(site["infer"].get("_enumerate_dim") is not None for n, site in pending.items() if n not in guide_sites):
+    if any(site["infer"].get("_enumerate_dim") is not None for n, site in pending.items() if n not in proposed):
         total, used = _enumerated(model_trace, list(pending), nesting, shape)
         pending = {name: site for name, site in pending.items() if name not in used}
     for site in pending.values():
         total = total + per_datum(log_prob(site), nesting, *shape)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def log_proposal(
+    guide_trace: poutine.Trace, nesting: int, shape: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Log q(z | x) per particle and datum, and the part of it that has no reparameterised sampler; None for nothing."""
+    total: Tensor | None = None
     score: Tensor | None = None
-    for site in guide_sites.values():
+    for site in sites(guide_trace).values():
         log_q = per_datum(log_prob(site), nesting, *shape)
-        total = total - log_q
+        total = log_q if total is None else total + log_q
         if not site["is_observed"] and not site["fn"].has_rsample:
             score = log_q if score is None else score + log_q
-    assert isinstance(total, Tensor)
-    return Weighted(total, score)
+    return total, score
 
 
 def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[str] = ()) -> Tensor:
