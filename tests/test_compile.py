@@ -330,6 +330,7 @@ def test_tracing_leaves_no_global_state_behind(monkeypatch):
     torch.set_rng_state(rng)
 
 
+@pytest.mark.slow
 def test_labels_out_of_range_are_named_by_a_compiled_step_too():
     source = recipe("ss-vae", **SMALL)
     pair = source.build()

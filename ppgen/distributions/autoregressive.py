@@ -189,6 +189,13 @@ class MultiScaleImage(TorchDistribution):
 
     Shape:
         batch: that of ``small``, event: ``shape``.
+
+    Example:
+        >>> def coins(*shape):
+        ...     return torch.distributions.Independent(torch.distributions.Bernoulli(torch.full(shape, 0.5)), 3)
+        >>> image = MultiScaleImage(coins(1, 2, 2), lambda small: coins(*small.shape[:-3], 1, 4, 4), (1, 4, 4))
+        >>> image.event_shape
+        torch.Size([1, 4, 4])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

@@ -38,6 +38,11 @@ class Marginal(TorchDistribution):
     Args:
         whole: the distribution of whole objects.
         mask: True where an element was observed; its axes in front of the event broadcast with the batch.
+
+    Example:
+        >>> whole = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 1.0), 1)
+        >>> Marginal(whole, torch.tensor([True, False, False])).log_prob(torch.zeros(3))  # one of three
+        tensor(-0.9189)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
