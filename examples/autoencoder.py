@@ -48,12 +48,12 @@ def main(quick: bool, out: Path, name: str = "digits") -> None:
             error[latent_dim] = (test - reconstruct(ae, test)).square().mean().item()
             strips.append(reconstruct(ae, shown))
             if latent_dim == 2:
-                codes = encode(ae, test[:2000])
+                codes = encode(ae, test[:2000]).numpy()
                 scatter.scatter(codes[:, 0], codes[:, 1], c=labels[:2000], cmap="tab10", s=8)
         scatter.set_title(f"{kind}: codes of two numbers, by class", fontsize=9)
         scatter.set(xticks=[], yticks=[])
         framed = [torch.cat([pad(digit, (1, 1, 1, 1), value=1.0) for digit in strip[:, 0]], -1) for strip in strips]
-        axes.imshow(torch.cat(framed), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(torch.cat(framed).numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[(i + 0.5) * len(framed[0]) for i in range(3)], yticklabels=["data", "2", "8"])
         print(f"{kind}: mean squared error", ", ".join(f"{e:.4f} of {d}" for d, e in error.items()))
         if kind == "linear":
