@@ -94,9 +94,9 @@ def train_classifier(
 ) -> Classifier:
     """A classifier of the data set that samples are to be judged against, by maximum likelihood.
 
-    Train it on data of the kind that the samples are: binary for binary samples, levels for levels. On MNIST, five
-    epochs reach 99 % of the test data; what it reaches, its method ``accuracy`` says, and a classifier that is often
-    wrong judges nothing.
+    Train it on data of the kind that the samples are: binary for binary samples, levels for levels. On MNIST's levels,
+    three epochs reach 98.7 % of the test data; what it reaches, its method ``accuracy`` says, and a classifier that is
+    often wrong judges nothing.
 
     Args:
         x: training data, images (N, C, H, W) or vectors (N, D).

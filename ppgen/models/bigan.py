@@ -27,7 +27,9 @@ class BiGAN(nn.Module):
 
     Use it where a representation is wanted besides samples: :func:`ppgen.inference.encode` and
     :func:`ppgen.inference.reconstruct` take it. Reconstructions of a network that has not converged are of the right
-    kind rather than faithful. The observation has no density, so there is no likelihood.
+    kind rather than faithful. The discriminator needs dense layers in which x and z meet, ``nn.MLP(shape, ...,
+    context_dim=latent_dim)``: with z as constant channels in front of convolutions, training on 8 × 8 digits collapsed.
+    The observation has no density, so there is no likelihood.
 
     References:
         Adversarial Feature Learning (Donahue, Krähenbühl & Darrell, 2016), https://arxiv.org/abs/1605.09782
