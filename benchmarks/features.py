@@ -3,7 +3,7 @@
     python benchmarks/features.py --labels 100,1000,50000
 
 linear      logistic regression on the representation (scikit-learn's, as it comes): the pixels, their leading principal
-            components, or what `encode` gives, the mean of q(z | x)
+            components, or what `encode` gives: the mean of q(z | x), an autoencoder's code
 network     for the pixels the encoder's network and a linear layer, trained from random weights; for a pair the same
             network, started from the pair's encoder
 
@@ -15,6 +15,7 @@ run again.
 """
 
 import argparse
+import copy
 import functools
 import time
 from collections.abc import Callable
@@ -55,20 +56,35 @@ def vampprior(grey: Tensor, args: argparse.Namespace) -> models.VAE:
     return models.VAE(priors.VampPrior(q, grey[: args.pseudo_inputs]), decoder(grey.shape[-1], args), q)
 
 
-# A representation more is a line more: a function that builds a pair whose `posterior(x)` has a mean.
-PAIRS: dict[str, Callable[[Tensor, argparse.Namespace], models.VAE]] = {"vae": vae, "vampprior": vampprior}
+def autoencoder(grey: Tensor, args: argparse.Namespace) -> models.Autoencoder:
+    encoder = nn.MLP(grey.shape[-1], args.hidden, args.hidden, args.latent_dim)
+    return models.Autoencoder(encoder, decoder(grey.shape[-1], args))
+
+
+# A representation more is a line more: a function that builds a pair, and the part of it that encodes if that is new.
+Encoded = models.VAE | models.Autoencoder
+PAIRS: dict[str, Callable[[Tensor, argparse.Namespace], Encoded]] = {
+    "autoencoder": autoencoder,
+    "vae": vae,
+    "vampprior": vampprior,
+}
+
+
+def encoder_of(pair: Encoded) -> torch.nn.Module:
+    return pair.encoder if isinstance(pair, models.Autoencoder) else pair.posterior
 
 
 class Classifier(torch.nn.Module):
-    """The mean of an encoder's distribution, and a linear layer."""
+    """The mean of an encoder's distribution, or its code, and a linear layer."""
 
-    def __init__(self, encoder: posteriors.DiagNormal) -> None:
+    def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.output = torch.nn.LazyLinear(NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.encoder(x).mean)
+        code = self.encoder(x)
+        return self.output(code if isinstance(code, Tensor) else code.mean)
 
 
 def trained_network(classifier: Classifier, x: Tensor, y: Tensor, steps: int) -> Classifier:
@@ -98,7 +114,7 @@ def run(args: argparse.Namespace) -> Record:
     y, y_test = images.train_labels, images.test_labels
 
     @functools.cache
-    def trained(name: str) -> tuple[models.VAE, float]:
+    def trained(name: str) -> tuple[Encoded, float]:
         torch.manual_seed(args.seed)
         began, pair = time.perf_counter(), PAIRS[name](x, args)
         fit(pair, DynamicBinarization(x), epochs=args.epochs, batch_size=200, seed=args.seed, progress=False)
@@ -120,9 +136,7 @@ def run(args: argparse.Namespace) -> Record:
         return torch.as_tensor(machine.predict(test.numpy()))
 
     def network(name: str, rows: Tensor) -> Tensor:
-        start = posterior(x.shape[-1], args)
-        if name in PAIRS:
-            start.load_state_dict(trained(name)[0].posterior.state_dict())
+        start = copy.deepcopy(encoder_of(trained(name)[0])) if name in PAIRS else posterior(x.shape[-1], args)
         classifier = trained_network(Classifier(start), x[rows], y[rows], args.steps)
         with torch.no_grad():
             return classifier(x_test).argmax(-1)
@@ -145,7 +159,7 @@ def run(args: argparse.Namespace) -> Record:
                     errors.append(round(100 * (predict(name, rows) != y_test).double().mean().item(), 4))
                 cell = {"features": name, "classifier": kind, "labels": num_labels, **settings}
                 seconds = round(time.perf_counter() - began, 1)
-                print(f"{name:<11}{kind:<9}{num_labels:>6} labels: {errors} in {seconds:.0f} s", flush=True)
+                print(f"{name:<13}{kind:<9}{num_labels:>6} labels: {errors} in {seconds:.0f} s", flush=True)
                 record.add(**cell, error=round(sum(errors) / draws, 4), errors=errors, seconds=seconds, **before)
     return record
 
@@ -153,14 +167,14 @@ def run(args: argparse.Namespace) -> Record:
 def table(cells: list[dict[str, Any]]) -> str:
     """Errors in %, a row a representation and classifier, a column a number of labels; ± half the range over draws."""
     counts = sorted({cell["labels"] for cell in cells})
-    lines = ["error in %".ljust(22) + "".join(f"{n:>16}" for n in counts) + "  labels"]
+    lines = ["error in %".ljust(24) + "".join(f"{n:>16}" for n in counts) + "  labels"]
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for cell in cells:
         spread = (max(cell["errors"]) - min(cell["errors"])) / 2
         text = f"{cell['error']:.2f}" + (f" ± {spread:.2f}" if spread else "")
         rows.setdefault((cell["features"], cell["classifier"]), {})[cell["labels"]] = text
     for (name, kind), row in rows.items():
-        lines.append(f"{name:<11}{kind:<11}" + "".join(f"{row.get(n, ''):>16}" for n in counts))
+        lines.append(f"{name:<13}{kind:<11}" + "".join(f"{row.get(n, ''):>16}" for n in counts))
     return "\n".join(lines)
 
 

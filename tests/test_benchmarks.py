@@ -20,7 +20,7 @@ def run(script, out, monkeypatch, capsys, *options):
 
 @pytest.mark.parametrize(
     ("script", "options", "num_cells"),
-    [("semi_supervised.py", ["--labels", "100"], 4), ("features.py", ["--draws", "1"], 14)],
+    [("semi_supervised.py", ["--labels", "100"], 4), ("features.py", ["--draws", "1"], 18)],
 )
 def test_cells_are_measured_once(script, options, num_cells, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results.json"
