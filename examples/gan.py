@@ -41,12 +41,12 @@ def main(quick: bool, out: Path) -> None:
         for axes, (kind, points) in zip(row, drawn.items(), strict=True):
             coverage = judge.mode_coverage(points, *modes)
             print(f"{name}, {kind}: {coverage}")
-            axes.scatter(*points.T, s=2, alpha=0.4, linewidths=0)
+            axes.scatter(*points.T.numpy(), s=2, alpha=0.4, linewidths=0)
             axes.set_title(
                 f"{kind}: {coverage.found} of {coverage.num_modes} modes, {coverage.high_quality:.0%} of high quality",
                 fontsize=10,
             )
-            limit = 1.3 * modes.centres.abs().max()
+            limit = 1.3 * float(modes.centres.abs().max())
             axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     figure.savefig(out, dpi=130)
 

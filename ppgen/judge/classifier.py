@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ppgen.inference import train
+from ppgen.inference.weights import device_batch
 from ppgen.judge.measures import in_parts
 from ppgen.nn import MLP, ConvNet
 from ppgen.nn.shapes import positive_integer
@@ -73,7 +74,8 @@ class _CrossEntropy:
         self.pair = classifier
         self.optimizer = torch.optim.Adam(classifier.parameters(), lr=lr, fused=True)
 
-    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+    def step(self, *batch: Tensor) -> Tensor:
+        x, labels = device_batch(self.pair, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = cross_entropy(self.pair(x), labels)
         loss.backward()
