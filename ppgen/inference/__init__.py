@@ -11,6 +11,7 @@ from ppgen.inference.losses import elbo, iwae
 from ppgen.inference.missing import denoise, impute
 from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
 from ppgen.inference.predict import decode, encode, reconstruct, sample
+from ppgen.inference.proposals import RepairedEstimate, repaired_log_likelihood
 from ppgen.inference.schedules import warmup
 from ppgen.inference.semisupervised import classify, semi_supervised
 from ppgen.inference.svi import SVI
@@ -26,6 +27,7 @@ __all__ = [
     "Estimate",
     "History",
     "LatentReport",
+    "RepairedEstimate",
     "adversarial",
     "ais",
     "bdmc",
@@ -44,6 +46,7 @@ __all__ = [
     "mutual_information",
     "reconstruct",
     "renyi",
+    "repaired_log_likelihood",
     "sample",
     "semi_supervised",
     "sticking_the_landing",
