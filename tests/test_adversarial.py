@@ -231,6 +231,15 @@ def test_training_is_reproducible_and_watched(loss):
     assert all(norm > 0 for norm in monitors["critic_gradient_norm"])
 
 
+@every_loss
+def test_accuracy_has_its_zero_where_scores_have_one(loss):
+    far = tnn.Linear(2, 1)
+    far.weight.data, far.bias.data = torch.tensor([[1.0, 0.0]]), torch.tensor([100.0])
+    pair = models.GAN(priors.StandardNormal(2), Fixed(0.0, 0.1), far)
+    accuracy = pair.critic_loss(LOSSES[loss](), torch.tensor([[5.0, 0.0]]).expand(50, 2))[1]["discriminator_accuracy"]
+    assert accuracy == (1.0 if loss.startswith("wasserstein") else 0.5)
+
+
 def test_monitors_are_running_means():
     step = Adversarial(gan())
     losses = [float(step.step(torch.randn(16, 2))) for _ in range(7)]

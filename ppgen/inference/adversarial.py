@@ -50,6 +50,8 @@ class AdversarialLoss:
         estimate: of the scores of data and of draws, the divergence between the two as the critic sees it.
         penalty: of the critic, its inputs for data and those for draws.
         constrain: what is done to the discriminator's weights after each of its steps.
+        has_zero: whether a score above 0 means data; where only differences of scores count, the middle between the
+            two mean scores stands in for it in the discriminator's accuracy.
         critic_steps: steps of the critic for each of the generator.
         optimizer: a function of parameters that makes their optimiser.
     """
@@ -59,6 +61,7 @@ class AdversarialLoss:
     estimate: Callable[[Tensor, Tensor], Tensor]
     penalty: Callable[[Critic, Inputs, Inputs], Tensor] = lambda critic, real, fake: real[0].new_zeros(())
     constrain: Callable[[nn.Module], None] = lambda discriminator: None
+    has_zero: bool = True
     critic_steps: int = 1
     optimizer: OptimizerFactory = DCGAN_ADAM
 
@@ -159,6 +162,7 @@ def wasserstein(clip: float = 0.01) -> AdversarialLoss:
         lambda fake: -fake.mean(),
         _difference,
         constrain=constrain,
+        has_zero=False,
         critic_steps=5,
         optimizer=functools.partial(torch.optim.RMSprop, lr=5e-5),
     )
@@ -189,6 +193,7 @@ def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
         lambda fake: -fake.mean(),
         _difference,
         penalty=lambda critic, real, fake: weight * (slopes(critic, real, fake) - 1).square().mean(),
+        has_zero=False,
         critic_steps=5,
         optimizer=_adam(1e-4, 0.0, 0.9),
     )

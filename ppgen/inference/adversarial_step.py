@@ -29,7 +29,7 @@ class Adversarial:
 
     :attr:`monitors` holds running means over some fifty steps, and ``train`` keeps their values after each epoch in
     ``History.monitors``: ``critic_estimate`` (the divergence between data and draws as the critic sees it),
-    ``discriminator_accuracy`` (the share of scores with the right sign: 0.5 where it cannot tell), ``critic_loss``,
+    ``discriminator_accuracy`` (the share of rows told right: 0.5 where it cannot tell), ``critic_loss``,
     ``generator_loss``, ``critic_gradient_norm`` and ``generator_gradient_norm`` (over all parameters of a side), and
     what the model adds. The loss of a step is the critic's.
 

@@ -81,5 +81,6 @@ def contest(loss: Any, critic: Callable[..., Tensor], real: Inputs, fake: Inputs
 def verdict(loss: Any, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     """What the scores say of the state of the game: the divergence as estimated, and the share of rows told right."""
     real, fake = real.detach(), fake.detach()
-    accuracy = ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2
+    zero = 0.0 if loss.has_zero else (real.mean() + fake.mean()) / 2
+    accuracy = ((real > zero).float().mean() + (fake <= zero).float().mean()) / 2
     return {"critic_estimate": loss.estimate(real, fake), "discriminator_accuracy": accuracy}
