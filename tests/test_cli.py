@@ -185,6 +185,35 @@ def test_a_recipe_names_the_setting_that_is_wrong(settings, facts):
         catalogue.Recipe("vae", (1, 4, 4), settings=settings)
 
 
+def test_compare_puts_models_of_all_kinds_in_one_table(capsys, tmp_path):
+    status, out, err = call(
+        capsys, "compare", "--models", "vae,pixelcnn,vqvae,ae,gan", "--hidden", 8, "--epochs", 1, "--warmup", 0,
+        "--patience", 0, "--num-samples", 5, "--seeds", 2, "--out", tmp_path / "m",
+    )  # fmt: skip
+    assert status == 0, err
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {"models.csv", "models.json", "models.png"}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "m" / "models.json").read_text())["rows"]}
+    assert [len(row["runs"]) for row in rows.values()] == [2] * 5
+    # What a model does not have has no number, and what it has is one.
+    assert {n for n, row in rows.items() if row["log_likelihood"] is None} == {"ae", "gan"}
+    assert {n for n, row in rows.items() if row["reconstruction_rmse"] is None} == {"pixelcnn", "gan"}
+    assert {n for n, row in rows.items() if row["precision"] is None} == {"ae"}
+    assert rows["vqvae"]["discrete_latent"] and not rows["vae"]["discrete_latent"]
+    assert rows["vqvae"]["latent"] == "4×4" and rows["vae"]["latent"] == "8" and rows["pixelcnn"]["latent"] is None
+    assert rows["vqvae"]["is_lower_bound"] and not rows["pixelcnn"]["is_lower_bound"]
+    assert all(row["Fréchet_range"] >= 0 for name, row in rows.items() if name != "ae")
+    assert "pixelcnn" in out and "4×4" in out
+
+
+def test_judge_measures_the_samples_of_a_run(run, capsys):
+    status, out, err = call(capsys, "judge", run, "--num", 60, "--json")
+    assert status == 0, err
+    figures = json.loads(out)
+    assert (figures["num_samples"], figures["num_data"]) == (60, 60) and figures["classifier_accuracy"] > 0.9
+    assert 0 <= figures["precision"] <= 1 and sum(figures["class_shares"]) == pytest.approx(1)
+    assert json.loads((run / "judgement.json").read_text()) == figures
+
+
 def test_compare_takes_hierarchies(capsys, tmp_path):
     status, out, err = call(
         capsys, "compare", *SMALL, "--model", "hvae", "--prior", "vamp", "--posterior", "diagonal", "--epochs", 1,
@@ -245,6 +274,7 @@ def test_list_names_every_part(capsys):
         (["train", "vae", "--out", "OUT", "--no-such"], ["--no-such"]),
         (["train", "vae", "--out", "OUT", "--epochs", "1.5"], ["--epochs", "integer"]),
         (["train", "vae"], ["--out"]),
+        (["compare", "--out", "OUT", "--models", "vae,gna"], ["models", "'gna'", "'gan'"]),
         (["train", "gan2", "--out", "OUT"], ["gan2"]),
         (["train", "gmm", "--out", "OUT", "--covariance", "ful"], ["covariance", "'ful'", "full"]),
         (["train", "ss-vae", "--out", "OUT", "--labels", "7"], ["--labels", "10 classes", "7"]),

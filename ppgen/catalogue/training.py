@@ -164,11 +164,18 @@ def vector_quantized(
     patience: int = 0,
     seed: int = 0,
     device: str = "auto",
+    progress: bool = True,
 ) -> History:
     """The codes under a uniform prior, then the prior of the codes that they have become."""
     prior, quantizer = pair.prior, pair.quantizer
     pair.prior = CategoricalGrid(quantizer.codebook_size, prior.event_shape)
-    settings: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "patience": patience, "seed": seed}
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "lr": lr,
+        "patience": patience,
+        "seed": seed,
+        "progress": progress,
+    }
     history = variational(pair, data, validation, epochs=epochs, device=device, **settings)
     codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
     density = ExplicitDensity(prior)

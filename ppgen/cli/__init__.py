@@ -13,6 +13,7 @@ from ppgen import data as datasets
 from ppgen.catalogue import DECODERS, MODELS, POSTERIORS, PRIORS, Model, Part
 from ppgen.cli.compare import compare
 from ppgen.cli.evaluate import evaluate
+from ppgen.cli.judge import judge
 from ppgen.cli.sample import sample_run
 from ppgen.cli.train import train_app
 
@@ -26,6 +27,7 @@ app.add_typer(train_app, name="train")
 app.command()(evaluate)
 app.command("sample")(sample_run)
 app.command()(compare)
+app.command()(judge)
 
 
 @app.command("list")

@@ -14,6 +14,7 @@ from rich.table import Table
 from ppgen import plots
 from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
 from ppgen.catalogue.training import check_schedule, variational
+from ppgen.cli.lineup import lineup
 from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import build, load, num_classes, visible
 from ppgen.compare import Comparison
@@ -22,6 +23,7 @@ from ppgen.inference import sample
 from ppgen.runs import write_json
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
+COMPARABLE = [name for name, model in MODELS.items() if not model.flat and name != "ss-vae"]
 LatentDim: Any = option("latent_dim", 40)
 NumComponents: Any = option("num_components", 500)
 Hidden: Any = option("hidden", (300, 300))
@@ -29,6 +31,9 @@ Hidden: Any = option("hidden", (300, 300))
 
 def compare(
     data: DataName = "digits",
+    models: Annotated[
+        str | None, typer.Option(help=f"Compare models instead, some of {', '.join(COMPARABLE)}; or all.")
+    ] = None,
     model: Annotated[str, typer.Option(help=f"{', '.join(SWAPPING)}.")] = "vae",
     prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}; or all.")] = "standard,mog,vamp,flow",
     posterior: Annotated[
@@ -47,12 +52,16 @@ def compare(
     hidden: Hidden = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: Annotated[str, typer.Option(help=HELP["device"])] = "auto",
+    seeds: Annotated[int, typer.Option(help="With --models: how often each is trained, to see how stable it is.")] = 2,
     data_dir: DataDir = None,
     binarize: Binarize = None,
 ) -> None:
     """Train every prior with every posterior, evaluate each by importance sampling, and say which is better.
 
     Data, seed, noise and the shape of the decoder are the same for all; differences are paired, datum by datum.
+
+    With --models, models of different kinds stand in one table instead: likelihood, latent, inference, discreteness,
+    stability, sharpness and diversity, as far as each has them, measured on the same data.
 
     Example: ppgen compare --data digits --prior standard,vamp --posterior diagonal,iaf --out runs/compare
     """
@@ -65,6 +74,10 @@ def compare(
     }
     check_schedule(lr, warmup, patience, epochs)
     lookup("model", model, SWAPPING)
+    if models is not None:
+        given = {**training, "decoder": decoder, "latent_dim": latent_dim, "hidden": hidden, "device": device}
+        lineup(_names("models", models, COMPARABLE), out, data, data_dir, binarize, given, num_samples, seeds, seed)
+        return
     cells = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
     loaded = load(data, data_dir, binarize, model, decoder)
     given = {"decoder": decoder, "latent_dim": latent_dim, "num_components": num_components, "hidden": hidden}

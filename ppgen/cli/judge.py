@@ -1,0 +1,74 @@
+"""``ppgen judge RUN``: what a run's samples are worth, with or without a likelihood."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ppgen import data as datasets
+from ppgen.catalogue import Recipe
+from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
+from ppgen.cli.source import load
+from ppgen.inference import sample
+from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
+from ppgen.runs import load_run, write_json
+
+
+def judge(
+    run: Run,
+    num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Of the classifier that the samples are shown to.")] = 5,
+    seed: NoiseSeed = 0,
+    allow: Allow = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Samples of a run against test data: precision, recall, density, coverage, Fréchet and kernel distance, classes.
+
+    Data and samples are compared by the last hidden layer of a small classifier, trained here on the same data.
+
+    Example: ppgen judge runs/gan --num 1000
+    """
+    pair, recipe, config = load_run(run, allow.split(","))
+    source = config["data"]
+    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, recipe.settings.get("decoder"))
+    classifier = trained_classifier(loaded, epochs, seed)
+    report, seconds = judged(pair, recipe, loaded, classifier, num, seed)
+    figures = {**report.summary(), "seconds_of_sampling": seconds, "seed": seed}
+    if classifier is not None and loaded.test_labels is not None:
+        figures["classifier_accuracy"] = classifier.accuracy(loaded.test, loaded.test_labels)
+    write_json(run / "judgement.json", figures)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    if "classifier_accuracy" in figures:
+        print(f"classifier: {figures['classifier_accuracy']:.2%} of the test data right")
+    print(report)
+
+
+def trained_classifier(loaded: datasets.Dataset, epochs: int, seed: int) -> Classifier | None:
+    """A classifier of the data set, where it has classes."""
+    if loaded.train_labels is None or loaded.train_labels.dim() != 1:
+        return None
+    steps = len(loaded.train) // 100
+    enough = max(epochs, -(-500 // steps))  # small data sets need more passes
+    print(f"training a classifier of {loaded.name} ({enough} epochs)", file=sys.stderr, flush=True)
+    return train_classifier(loaded.train, loaded.train_labels, levels=loaded.num_levels, epochs=enough, seed=seed)
+
+
+def judged(
+    pair: Any, recipe: Recipe, loaded: datasets.Dataset, classifier: Classifier | None, num: int, seed: int
+) -> tuple[SampleReport, float]:
+    """The measures of so many samples against the test data, and the seconds that sampling took."""
+    began = time.perf_counter()
+    blocks = [
+        sample(pair, min(500, num - i), *recipe.context(min(500, num - i)), seed=seed + i) for i in range(0, num, 500)
+    ]
+    seconds = time.perf_counter() - began
+    drawn = torch.cat(blocks).reshape(num, *recipe.shape)
+    return sample_report(loaded.test[:num].to(drawn.dtype), drawn, classifier=classifier), seconds

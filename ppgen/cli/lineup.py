@@ -1,0 +1,178 @@
+"""Models of different kinds in one table: what each can do, measured on the same data."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppgen import data as datasets
+from ppgen import plots
+from ppgen.catalogue import MODELS, Recipe, settings_of
+from ppgen.cli.judge import judged, trained_classifier
+from ppgen.cli.options import chosen
+from ppgen.cli.source import build, load, num_classes, visible
+from ppgen.inference import encode, log_likelihood, reconstruct, sample
+from ppgen.judge import Classifier
+from ppgen.runs import write_json
+
+
+def lineup(
+    names: list[str],
+    out: Path,
+    data: str,
+    data_dir: Path | None,
+    binarize: str | None,
+    given: dict[str, Any],
+    num_samples: int,
+    num_seeds: int,
+    seed: int,
+) -> None:
+    """Trains models by name, each with several seeds, and prints what was measured of them as one table.
+
+    Args:
+        names: of the models.
+        out: the folder for the table and the pictures.
+        data: the data set.
+        data_dir: where its files are.
+        binarize: how it is binarised.
+        given: settings of models and training; each model takes those that it has.
+        num_samples: importance samples a datum.
+        num_seeds: how often each model is trained.
+        seed: the first seed.
+    """
+    loaded = load(data, data_dir, binarize, "vae", given["decoder"])
+    if not plots.is_picture(loaded.event_shape):
+        raise ValueError(f"--models compares models of images, and the data of {data} are {loaded.event_shape}.")
+    out.mkdir(parents=True, exist_ok=True)
+    classifier = trained_classifier(loaded, 5, seed)
+    rows: list[dict[str, Any]] = []
+    pictures = {"data": visible(loaded.test[:36], Recipe("ae", loaded.event_shape, loaded.num_levels))}
+    for name in names:
+        model = MODELS[name]
+        settings = chosen({n: p.default for n, p in settings_of(model.build).items()}, given, data)
+        known = settings_of(model.train)
+        training = {n: given[n] for n in known if given.get(n) is not None}
+        if "particles" in known and known["particles"].default != 1:
+            training["warmup"] = 0.0  # an importance-weighted bound has no KL term to anneal
+        recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
+        runs: list[dict[str, Any]] = []
+        for each in range(seed, seed + num_seeds):
+            began = time.perf_counter()
+            pair = build(recipe, loaded, each)
+            batch = recipe.batch(loaded.train, loaded.train_labels)
+            watched = recipe.batch(loaded.validation, loaded.validation_labels)
+            try:
+                model.train(pair, batch, watched, **{**training, "seed": each}, progress=False)
+            except FloatingPointError as error:
+                print(f"{name}, seed {each}: {error}", file=sys.stderr, flush=True)
+                runs.append({"diverged": True})
+                continue
+            seconds = time.perf_counter() - began
+            print(f"{name}, seed {each}: {seconds:.0f} s of training", file=sys.stderr, flush=True)
+            runs.append({"seconds": seconds, **_measured(pair, recipe, loaded, classifier, num_samples, each)})
+            if name != "ae" and name not in pictures:
+                pictures[name] = visible(sample(pair, 36, *recipe.context(36), seed=each), recipe)
+        rows.append({"name": name, **_summary(runs), "runs": runs})
+    source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
+    write_json(out / "models.json", {**source, "settings": given, "num_seeds": num_seeds, "rows": rows})
+    with (out / "models.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[k for k in rows[0] if k != "runs"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    plots.sheet(pictures, out / "models.png", columns=len(pictures))
+    _print(rows, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, {num_seeds} seeds")
+    print(f"Files in {out}: models.csv, models.json, models.png")
+
+
+def _measured(
+    pair: Any, recipe: Recipe, loaded: datasets.Dataset, classifier: Classifier | None, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """What a trained model can do, each figure only where the model can do it."""
+    model, test = MODELS[recipe.model], recipe.batch(loaded.test, loaded.test_labels)
+    prior = getattr(pair, "prior", None)
+    figures: dict[str, Any] = {"latent": str(prior.latent_dim)} if hasattr(prior, "latent_dim") else {}
+    if model.scores:
+        estimate = log_likelihood(pair, *test, num_samples=num_samples, seed=seed)
+        figures |= {"log_likelihood": estimate.mean, "is_lower_bound": estimate.is_lower_bound}
+    if model.reconstructs:
+        latents = encode(pair, *(member[:1] for member in test))
+        each = latents.values() if isinstance(latents, dict) else [latents]
+        figures["latent"] = " + ".join("×".join(map(str, z.shape[1:])) for z in each)
+        figures["discrete_latent"] = not any(z.is_floating_point() for z in each)
+        error = visible(reconstruct(pair, *test), recipe) - visible(test[0], recipe)
+        figures["reconstruction_rmse"] = error.square().mean().sqrt().item()
+    if recipe.model != "ae":
+        report, seconds = judged(pair, recipe, loaded, classifier, len(loaded.test), seed)
+        figures |= {**report.summary(), "seconds_of_sampling": seconds}
+    return figures
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, and how far apart they are in the Fréchet distance."""
+    whole = [run for run in runs if "diverged" not in run]
+    figures: dict[str, Any] = {"diverged": len(runs) - len(whole)}
+    numbers = [
+        "log_likelihood", "reconstruction_rmse", "confident", "precision", "recall", "density", "coverage",
+        "Fréchet_distance", "kernel_distance", "seconds", "seconds_of_sampling",
+    ]  # fmt: skip
+    for name in numbers:
+        values = [run[name] for run in whole if name in run]
+        figures[name] = sum(values) / len(values) if values else None
+    distances = [run["Fréchet_distance"] for run in whole if "Fréchet_distance" in run]
+    figures["Fréchet_range"] = max(distances) - min(distances) if distances else None
+    shares = [min(run["class_shares"]) for run in whole if "class_shares" in run]
+    figures["smallest_class_share"] = min(shares) if shares else None
+    for name in ("is_lower_bound", "latent", "discrete_latent"):
+        figures[name] = next((run[name] for run in whole if name in run), None)
+    return figures
+
+
+def _print(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=f"what was measured: {title}", title_justify="left")
+    headings = [
+        "model", "log p(x)", "latent", "inference: RMSE", "discrete", "stable: Fréchet, range", "sharp: precision",
+        "confident", "diverse: recall", "coverage", "rarest class", "s", "s to sample",
+    ]  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("model", "latent") else "right", no_wrap=True)
+    for row in rows:
+        likelihood = _shown(row["log_likelihood"], ".2f")
+        discrete = [
+            what
+            for what, is_so in (("data", row["log_likelihood"] is not None), ("latent", row["discrete_latent"]))
+            if is_so
+        ]
+        stable = f"{_shown(row['Fréchet_distance'], '.1f')}, {_shown(row['Fréchet_range'], '.1f')}"
+        table.add_row(
+            row["name"],
+            ("≥ " if row["is_lower_bound"] else "") + likelihood,
+            row["latent"] or "–",
+            _shown(row["reconstruction_rmse"], ".3f"),
+            ", ".join(discrete) or "–",
+            stable + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+            _shown(row["precision"], ".2f"),
+            _shown(row["confident"], ".0%"),
+            _shown(row["recall"], ".2f"),
+            _shown(row["coverage"], ".2f"),
+            _shown(row["smallest_class_share"], ".1%"),
+            _shown(row["seconds"], ".0f"),
+            _shown(row["seconds_of_sampling"], ".1f"),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=220)
+    console.print(table)
+    print(
+        "log p(x) in nats; –: the model has none. discrete: whether it gives discrete data a probability, and whether "
+        "its latent is discrete. Sharp and diverse: of samples against the test data, by the features of a classifier."
+    )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
