@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ppgen import data, decoders, models, nn
 from ppgen.inference import encode, fit, reconstruct
 
-EPOCHS = {"digits": 300, "mnist": 10}
+EPOCHS = {"digits": 300, "mnist": 5}
 KINDS = ("linear", "dense", "convolutional")
 
 
