@@ -301,6 +301,18 @@ def test_a_graph_that_went_stale_is_found_at_the_next_check(monkeypatch, caplog)
     assert "traced anew" in caplog.text and step.reason is None
 
 
+def test_batches_in_another_order_in_memory_are_read_right():
+    pair, loss = small_vae(), elbo()
+    parameters = list(pair.parameters())
+    step = Compiled(loss, pair, parameters)
+    for x in (X, X.t().contiguous().t(), torch.cat([X, 1 - X], 1)[:, :16]):
+        torch.manual_seed(5)
+        got = step([x])
+        torch.manual_seed(5)
+        assert torch.allclose(got.loss, gradients(loss, pair, parameters, [x]).loss, rtol=1e-5)
+    assert len(step._codes) == 1 and step.reason is None
+
+
 def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     with caplog.at_level(logging.WARNING):

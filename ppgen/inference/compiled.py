@@ -81,6 +81,7 @@ class Compiled:
         """The loss and the gradients of a batch; the generators and buffers end where eager would leave them."""
         if self.reason is not None or not all(isinstance(member, Tensor) for member in batch):
             return self._eager(batch)
+        batch = [member.contiguous() for member in batch]  # a graph holds for one order in memory
         key = (
             *((m.shape, m.dtype) for m in batch),
             *(owner.get(name) for owner, name in self._numbers),

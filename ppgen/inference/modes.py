@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def modules_of(pair: Any) -> list[nn.Module]:
 def device_of(pair: Any) -> torch.device:
     """Where a pair's parameters and buffers are; the CPU for a pair that has none."""
     for module in modules_of(pair):
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in chain(module.parameters(), module.buffers()):  # asked at every step: the first will do
             return tensor.device
     return torch.device("cpu")
 
