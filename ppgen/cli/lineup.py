@@ -96,7 +96,8 @@ def _measured(
     """What a trained model can do, each figure only where the model can do it."""
     model, test = MODELS[recipe.model], recipe.batch(loaded.test, loaded.test_labels)
     prior = getattr(pair, "prior", None)
-    figures: dict[str, Any] = {"latent": str(prior.latent_dim)} if hasattr(prior, "latent_dim") else {}
+    dim = getattr(prior, "latent_dim", None)
+    figures: dict[str, Any] = {} if dim is None else {"latent": str(dim)}
     if model.scores:
         estimate = log_likelihood(pair, *test, num_samples=num_samples, seed=seed)
         figures |= {"log_likelihood": estimate.mean, "is_lower_bound": estimate.is_lower_bound}
