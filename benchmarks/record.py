@@ -40,7 +40,17 @@ class Record:
 
 
 def machine() -> str:
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads on {os.cpu_count()} shared cores"
+    return f"{processor()}, {torch.get_num_threads()} threads on {os.cpu_count()} shared cores"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, and its kind where not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({platform.machine()})"
 
 
 def versions() -> dict[str, str]:
