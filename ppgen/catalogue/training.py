@@ -48,6 +48,7 @@ def variational(
     patience: int = 0,
     seed: int = 0,
     device: str = "auto",
+    compile: bool = True,
     loss: Any = None,
     progress: bool = True,
 ) -> History:
@@ -69,6 +70,7 @@ def variational(
         optimizer=partial(torch.optim.Adam, lr=lr, fused=True),
         seed=seed,
         device=device,
+        compile=None if compile else False,
         progress=progress,
     )
 
@@ -91,6 +93,7 @@ def semi_supervised(
     patience: int = 0,
     seed: int = 0,
     device: str = "auto",
+    compile: bool = True,
 ) -> History:
     """The ELBO of all rows, and the classification of those whose label is kept."""
     x, y = data
@@ -98,7 +101,7 @@ def semi_supervised(
     share = (kept >= 0).float().mean().item()
     return variational(
         pair, (x, kept), validation, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, patience=patience,
-        seed=seed, device=device, loss=partial(with_labels, alpha / share),
+        seed=seed, device=device, compile=compile, loss=partial(with_labels, alpha / share),
     )  # fmt: skip
 
 
@@ -164,6 +167,7 @@ def vector_quantized(
     patience: int = 0,
     seed: int = 0,
     device: str = "auto",
+    compile: bool = True,
     progress: bool = True,
 ) -> History:
     """The codes under a uniform prior, then the prior of the codes that they have become."""
