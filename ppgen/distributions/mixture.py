@@ -11,8 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, constraints
 
-# Numbers that one block of a computation over (values x components) may hold: 32 MB in double precision.
-BLOCK = 2**22
+# Numbers that one block of a computation over (values x components) may hold: 8 MB in double precision.
+BLOCK = 2**20
 
 
 class Mixture(TorchDistribution):
@@ -26,7 +26,7 @@ class Mixture(TorchDistribution):
     .. math:: \sum_d \frac{(z_d - \mu_{kd})^2}{\sigma_{kd}^2} = \sum_d z_d^2 \sigma_{kd}^{-2}
         - 2 \sum_d z_d \mu_{kd} \sigma_{kd}^{-2} + \sum_d \mu_{kd}^2 \sigma_{kd}^{-2},
 
-    into two matrix products, in double precision since its terms cancel. Other components are scored block by block.
+    into a matrix product, in double precision since its terms cancel. Other components are scored block by block.
 
     Draws from diagonal Gaussian components are reparameterised: they carry the pathwise gradient of all parameters,
     the weights included. With the conditional distribution functions
@@ -174,13 +174,13 @@ def as_diagonal_normal(distribution: Distribution) -> Normal | None:
 def _log_normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Log-densities of values (S, *B, D) under diagonal Gaussians (*B, K, D), of shape (S, *B, K)."""
     v, m, precision = value.double(), loc.double(), scale.double().pow(-2)
-    squares = (
-        torch.einsum("s...d,...kd->s...k", v.square(), precision)
-        - 2 * torch.einsum("s...d,...kd->s...k", v, m * precision)
-        + (m.square() * precision).sum(-1)
-    )
+    powers = torch.cat([v.square(), v], -1)  # (S, *B, 2 D)
+    weights = torch.cat([-0.5 * precision, m * precision], -1)  # (*B, K, 2 D)
     log_norm = scale.double().log().sum(-1) + 0.5 * math.log(2 * math.pi) * value.shape[-1]
-    return (-0.5 * squares - log_norm).to(value.dtype)
+    constant = -0.5 * (m.square() * precision).sum(-1) - log_norm
+    if loc.dim() == 2 and value.dim() == 2:
+        return torch.addmm(constant, powers, weights.T).to(value.dtype)
+    return (torch.einsum("s...d,...kd->s...k", powers, weights) + constant).to(value.dtype)
 
 
 def _implicit_reparameterization(value: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
