@@ -37,7 +37,7 @@ class Structure(NamedTuple):
     """What a first run shows of a pair."""
 
     nesting: int  # how many plate axes the pair itself uses
-    full_size: int | None  # of the data plate, before subsampling; None where no site lies on axis −1
+    full_size: int | None  # of the data plate, before subsampling; None if it is as long as the batch, or on no axis
     random: bool  # whether the guide draws anything that could come out otherwise
     point: bool  # whether the guide proposes latents, but puts all of its mass on one point
     enumerated: bool  # whether a site asks to be enumerated
@@ -106,9 +106,11 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     frames = [f for site in found if (f := frame_of_data(site)) is not None]
     points = [is_point(site) for site in sites(guide_trace).values()]
+    full_size = max((f.full_size or f.size for f in frames), default=None)
+    length = next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
     return Structure(
         nesting=-min(dims, default=0),
-        full_size=max((f.full_size or f.size for f in frames), default=None),
+        full_size=None if full_size == length else full_size,  # the next batch may be of another length
         random=not all(points),
         point=bool(points) and all(points),
         enumerated=any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"]),
