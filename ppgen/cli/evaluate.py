@@ -11,6 +11,7 @@ import typer
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
 from ppgen.cli.source import error_rate, load
 from ppgen.inference import log_likelihood
+from ppgen.inference.distributed import processes
 from ppgen.runs import load_run, write_json
 
 
@@ -31,13 +32,16 @@ def evaluate(
     """
     if num_data is not None and num_data < 1:
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
-    pair, recipe, config = load_run(run, allow.split(","))
-    source, decoder = config["data"], recipe.settings.get("decoder")
-    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
-    pair.to("cuda" if torch.cuda.is_available() else "cpu")
-    x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
-    labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
-    estimate = log_likelihood(pair, *recipe.batch(x, labels), num_samples=num_samples, seed=seed)
+    with processes() as group:  # this one, or those of torchrun
+        pair, recipe, config = load_run(run, allow.split(","))
+        source, decoder = config["data"], recipe.settings.get("decoder")
+        loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
+        pair.to("cuda" if torch.cuda.is_available() else "cpu")
+        x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
+        labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
+        estimate = log_likelihood(pair, *recipe.batch(x, labels), num_samples=num_samples, seed=seed)
+    if not group.leads:
+        return
     figures = estimate.summary()
     if recipe.model == "ss-vae":
         figures["error_rate"] = error_rate(pair, x, y)

@@ -17,6 +17,7 @@ from ppgen.catalogue import MODELS, Recipe, settings_of
 from ppgen.cli.options import Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import build, error_rate, load, num_classes, visible
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
+from ppgen.inference.distributed import current, processes
 from ppgen.priors import VampPrior
 from ppgen.runs import save_run, write_json
 
@@ -32,7 +33,8 @@ def _command(name: str) -> Callable[..., None]:
     training = {n: p.default for n, p in settings_of(model.train).items()}
 
     def command(out: Path, data: str, data_dir: Path | None, binarize: str | None, **given: Any) -> None:
-        run(name, out, data, data_dir, binarize, chosen(parts, given, data), {n: given[n] for n in training})
+        with processes():  # this one, or those of torchrun
+            run(name, out, data, data_dir, binarize, chosen(parts, given, data), {n: given[n] for n in training})
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     shared = {"out": (Out, inspect.Parameter.empty), "data": (DataName, "digits")}
@@ -68,7 +70,8 @@ def run(
     settings: dict[str, Any],
     training: dict[str, Any],
 ) -> None:
-    """Trains a model by its name, and writes its run."""
+    """Trains a model by its name, and writes its run; of several processes the first writes and prints."""
+    leads = current().leads
     if (out / "config.json").exists():
         raise ValueError(f"--out {out} already holds a run: choose another folder, or remove that one.")
     loaded = load(data, data_dir, binarize, name, settings.get("decoder"))
@@ -76,11 +79,12 @@ def run(
     batch = recipe.batch(loaded.train, loaded.train_labels)
     validation = recipe.batch(loaded.validation, loaded.validation_labels)
     pair = build(recipe, loaded, training["seed"])
-    if recipe.note:
+    if recipe.note and leads:
         print(f"Note: {recipe.note}.", file=sys.stderr, flush=True)
     history = MODELS[name].train(pair, batch, validation, **training)
     source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
-    save_run(out, pair, recipe, data=source, training=training, history=history)
+    if leads:
+        save_run(out, pair, recipe, data=source, training=training, history=history)
     seed = training["seed"]
     metrics: dict[str, Any] = {"epochs": len(history.loss), "seconds": sum(history.seconds)}
     metrics["monitors"] = {name: values[-1] for name, values in history.monitors.items()}
@@ -91,6 +95,8 @@ def run(
         said += f"; validation: {estimate}"
     elif history.validation:
         said += f"; validation: reconstruction error {history.validation[-1]:.2f} nats"
+    if not leads:
+        return
     print(said)
     for monitor, value in metrics["monitors"].items():
         print(f"{monitor}: {value:.3g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,10 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
+from ppgen.inference.distributed import own_part
 from ppgen.inference.weights import sites
 
 __all__ = ["Rows", "checked_rows"]
@@ -146,3 +149,60 @@ def _support(fn: Any) -> tuple[Any, str]:
 def mean_loss(values: Sequence[tuple[float, int]]) -> float:
     """The mean over data of per-batch means."""
     return math.fsum(v * n for v, n in values) / sum(n for _, n in values)
+
+
+class Loaded:
+    """Any iterable of batches, each checked before its own step."""
+
+    def __init__(self, loader: Iterable[Any], name: str) -> None:
+        self.loader, self.name = loader, name
+        self.supports: list[Support] = []
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # checked where it is made
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process is given rows of its own."""
+        return isinstance(getattr(self.loader, "sampler", None), DistributedSampler)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        if self.divided:
+            self.passes += 1
+            self.loader.sampler.set_epoch(self.passes)  # type: ignore[attr-defined]  # or every epoch had one order
+        for i, batch in enumerate(self.loader):
+            members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+            check_finite(members, f"batch {i} of {self.name}")
+            check_support(self.supports, members, f"batch {i} of {self.name}")
+            yield members
+
+
+class Shuffled:
+    """Rows in batches; with a generator each pass has a new order of them, and each process its part of a batch."""
+
+    def __init__(self, rows: Rows, batch_size: int, generator: torch.Generator | None) -> None:
+        self.rows, self.batch_size, self.generator = rows, batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        if self.generator is None:
+            return self.rows.batches(self.batch_size)
+        order = torch.randperm(len(self.rows), generator=self.generator)
+        return (self.rows(own_part(index)) for index in order.split(self.batch_size))
+
+
+def is_loader(data: Any) -> bool:
+    """Whether data come in batches of their own."""
+    return isinstance(data, DataLoader) or (
+        hasattr(data, "__iter__") and not hasattr(data, "shape") and hasattr(data, "dataset")
+    )
+
+
+def in_batches(data: Any, batch_size: int, generator: torch.Generator | None, name: str) -> Loaded | Shuffled:
+    """Data in batches, shuffled if there is a generator; a loader as it comes."""
+    if is_loader(data):
+        return Loaded(data, name)
+    return Shuffled(checked_rows(data, name), batch_size, generator)

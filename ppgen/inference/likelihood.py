@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.distributed import spread
 from ppgen.inference.evaluation import Weigher
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
@@ -165,7 +166,6 @@ def log_likelihood(
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     first = device_batch(pair, rows(slice(0, CELL_DATA)))
-    blocks = []
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *first)
         weigher = Weigher(
@@ -178,9 +178,12 @@ def log_likelihood(
             compile=compile,
             memory=memory,
         )
-        for start in range(0, len(rows), CELL_DATA):
+
+        def estimated(start: int) -> tuple[Tensor, ...]:
             block = device_batch(pair, rows(slice(start, start + CELL_DATA)))
-            blocks.append(_block(weigher, block, start // CELL_DATA, num_samples, seed))
+            return _block(weigher, block, start // CELL_DATA, num_samples, seed)
+
+        blocks = spread(estimated, range(0, len(rows), CELL_DATA))
     columns = [torch.cat(column) for column in zip(*blocks, strict=True)]
     values, bound, error, ess, k_hat, constant = columns
     # A weight without variance means an exact guide. Few samples can agree by chance, so then all data must.

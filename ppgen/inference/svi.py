@@ -9,7 +9,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen.inference.compiled import Compiled, gradients
+from ppgen.inference.compiled import Compiled, Gradients, gradients
+from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, seeded
 from ppgen.inference.schedules import schedules, unannealed
@@ -125,6 +126,7 @@ class SVI:
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own) "
                 "or pyro.param statements."
             )
+        alike(self.pair, self.parameters)
         if isinstance(self._optimizer, torch.optim.Optimizer):
             self.optimizer = self._optimizer
         else:
@@ -145,7 +147,7 @@ class SVI:
         return next((part.monitors for part in parts if hasattr(part, "monitors")), {})
 
     def step(self, *batch: Any) -> Tensor:
-        """One update; the loss of this batch before it, detached.
+        """One update; the loss of this batch (of this process's part of it) before it, detached.
 
         Raises:
             FloatingPointError: the loss is not finite; the parameters are as they were.
@@ -153,13 +155,17 @@ class SVI:
         batch = device_batch(self.pair, batch)
         self.prepare(*batch)
         assert self.optimizer is not None
+        rows = num_rows(batch)
         with self._known:
-            if self._compiled is not None:
+            if rows == 0 and current().count > 1:  # the others have all of a short batch
+                loss, found = Gradients(torch.zeros(()), [None] * len(self.parameters))
+            elif self._compiled is not None:
                 loss, found = self._compiled(batch)
             else:
                 loss, found = gradients(self.loss, self.pair, self.parameters, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(self._explain(loss, batch))
+        found = averaged(found, self.parameters, rows, self.pair)
         for parameter, gradient in zip(self.parameters, found, strict=True):
             if gradient is not None and gradient.stride() != parameter.stride():
                 # A convolution of channels-last images gives such; a fused optimiser would read it in the wrong order.

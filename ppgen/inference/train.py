@@ -5,25 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ppgen.inference.batches import (
-    Rows,
-    Support,
-    check_finite,
+    Loaded,
+    Shuffled,
     check_support,
-    checked_rows,
+    in_batches,
+    is_loader,
     mean_loss,
     observed_supports,
 )
+from ppgen.inference.distributed import current, gathered, num_rows, own_seed, spread
 from ppgen.inference.losses import elbo
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import device_of, modules_of, seeded, training
@@ -58,50 +57,6 @@ class History:
     stopped_early: bool = False
     monitors: dict[str, list[float]] = field(default_factory=dict)
     compiled: bool = False
-
-
-class _Loader:
-    """Any iterable of batches, each checked before its own step."""
-
-    def __init__(self, loader: Iterable[Any], name: str) -> None:
-        self.loader, self.name = loader, name
-        self.supports: list[Support] = []
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked where it is made
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        for i, batch in enumerate(self.loader):
-            members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            check_finite(members, f"batch {i} of {self.name}")
-            check_support(self.supports, members, f"batch {i} of {self.name}")
-            yield members
-
-
-class _Shuffled:
-    """Rows in batches, in a new order at each pass if there is a generator to draw it from."""
-
-    def __init__(self, rows: Rows, batch_size: int, generator: torch.Generator | None) -> None:
-        self.rows, self.batch_size, self.generator = rows, batch_size, generator
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        order = None if self.generator is None else torch.randperm(len(self.rows), generator=self.generator)
-        return self.rows.batches(self.batch_size, order)
-
-
-def _is_loader(data: Any) -> bool:
-    return isinstance(data, DataLoader) or (
-        hasattr(data, "__iter__") and not hasattr(data, "shape") and hasattr(data, "dataset")
-    )
-
-
-def _batches(data: Any, batch_size: int, generator: torch.Generator | None, name: str) -> _Loader | _Shuffled:
-    if _is_loader(data):
-        return _Loader(data, name)
-    return _Shuffled(checked_rows(data, name), batch_size, generator)
 
 
 def train(
@@ -145,10 +100,11 @@ def train(
         raise TypeError(f"train needs something with .step(*batch) -> loss, got {type(step).__name__}.")
     if validation is not None and not callable(getattr(step, "evaluate", None)):
         raise TypeError(f"{type(step).__name__} has no .evaluate(*batch), so validation data cannot be used with it.")
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = gathered(int(torch.randint(2**62, ())) if seed is None else seed)[0]
     order = torch.Generator().manual_seed(seed)
-    batches = _batches(data, batch_size, order, "data")
-    watched = None if validation is None else _batches(validation, batch_size, None, "validation")
+    batches = in_batches(data, batch_size, order, "data")
+    watched = None if validation is None else in_batches(validation, batch_size, None, "validation")
+    _check_shared(step, batches, watched, batch_size)
     pair = getattr(step, "pair", step)
     device = device_of(pair)
     history = History()
@@ -156,18 +112,22 @@ def train(
     annealed = getattr(step, "schedules", [])
     for schedule in annealed:
         schedule.bind(len(batches))
-    with training(pair, True), seeded(seed, device), _bar(epochs, progress) as report:
+
+    def validate(numbered: tuple[int, tuple[Any, ...]]) -> tuple[float, int]:
+        index, batch = numbered
+        return float(step.evaluate(*batch, seed=index)), num_rows(batch)
+
+    with training(pair, True), seeded(seed, device), _bar(epochs, progress and current().leads) as report:
         if hasattr(pair, "model") and hasattr(pair, "guide"):
             _check_observations(pair, batches, watched)
         order.manual_seed(seed)
-        torch.manual_seed(seed)
+        torch.manual_seed(own_seed(seed))
         for epoch in range(epochs):
             began = time.perf_counter()
-            losses = [(step.step(*batch), _rows(batch)) for batch in batches]
-            history.loss.append(mean_loss([(float(v), n) for v, n in losses]))
+            losses = [(step.step(*batch), num_rows(batch)) for batch in batches]
+            history.loss.append(mean_loss(list(chain(*gathered([(float(v), n) for v, n in losses])))))
             if watched is not None:
-                values = [(float(step.evaluate(*b, seed=i)), _rows(b)) for i, b in enumerate(watched)]
-                history.validation.append(mean_loss(values))
+                history.validation.append(mean_loss(spread(validate, enumerate(watched))))
             for name, value in getattr(step, "monitors", {}).items():
                 history.monitors.setdefault(name, []).append(float(value))
             history.seconds.append(time.perf_counter() - began)
@@ -187,7 +147,7 @@ def train(
     return history
 
 
-def _check_observations(pair: Pair, *sources: _Loader | _Shuffled | None) -> None:
+def _check_observations(pair: Pair, *sources: Loaded | Shuffled | None) -> None:
     """Data in memory are checked against the model's supports at once, a loader's batches as they come."""
     for source, name in zip(sources, ("data", "validation"), strict=True):
         if source is None:
@@ -195,7 +155,7 @@ def _check_observations(pair: Pair, *sources: _Loader | _Shuffled | None) -> Non
         first = next(iter(source))
         with training(pair, False):
             supports = observed_supports(pair, device_batch(pair, first))
-        if isinstance(source, _Loader):
+        if isinstance(source, Loaded):
             source.supports = supports
             check_support(supports, first, f"the first batch of {name}")
             continue
@@ -203,8 +163,30 @@ def _check_observations(pair: Pair, *sources: _Loader | _Shuffled | None) -> Non
             check_support(supports, source.rows(slice(start, start + 4096)), name, start)
 
 
-def _rows(batch: tuple[Any, ...]) -> int:
-    return len(batch[0]) if isinstance(batch[0], Tensor) else 1
+def _check_shared(step: Any, batches: Loaded | Shuffled, watched: Loaded | Shuffled | None, batch_size: int) -> None:
+    """Refuses what processes cannot share: each would train a model of its own, or on the rows of another."""
+    count = current().count
+    if count == 1:
+        return
+    if not isinstance(step, SVI):
+        raise TypeError(
+            f"{type(step).__name__} cannot share its work among {count} processes, only SVI (fit) can: start it in one "
+            "process, without torchrun."
+        )
+    if isinstance(batches, Shuffled) and min(batch_size, len(batches.rows)) < count:
+        raise ValueError(
+            f"batch_size={batch_size} of {len(batches.rows)} rows leaves some of {count} processes without any: give "
+            "larger batches, or start fewer processes."
+        )
+    if isinstance(batches, Loaded) and not batches.divided:
+        raise ValueError(
+            f"The loader would give each of {count} processes the same rows: make it with "
+            "sampler=DistributedSampler(dataset), or give the data in memory."
+        )
+    if isinstance(watched, Loaded) and watched.divided:
+        raise ValueError(
+            "validation is divided among the processes by themselves: give a loader without a DistributedSampler."
+        )
 
 
 class _bar:
@@ -323,7 +305,7 @@ def fit(
 
 def _num_batches(data: Any, batch_size: int) -> int:
     """Batches of an epoch, for data that have not been checked yet."""
-    if _is_loader(data):
+    if is_loader(data):
         return len(data) if hasattr(data, "__len__") else 0
     first = data[0] if isinstance(data, tuple | list) and data else data
     shape = getattr(first, "shape", ())
@@ -332,7 +314,7 @@ def _num_batches(data: Any, batch_size: int) -> int:
 
 def _incomplete(pair: Pair, source: Any, mask: Any) -> tuple[Pair, tuple[Any, ...]]:
     """A pair of batches with masks, and the data with theirs; without a mask all of them was observed."""
-    if _is_loader(source):
+    if is_loader(source):
         raise TypeError("mask= is for data in memory: a loader cannot be combined with it. Give tensors or arrays.")
     x = source[0] if isinstance(source, tuple | list) else source
     return masked(pair, source, torch.ones(tuple(x.shape), dtype=torch.bool) if mask is None else mask)
