@@ -7,14 +7,54 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ppgen.inference import Estimate, latent_report, log_likelihood
+from ppgen.inference.fingerprint import check_same_data
 from ppgen.pair import Pair
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Difference", "compare", "paired_difference", "rank"]
+
+
+class Difference(NamedTuple):
+    """How much higher one estimate's mean log-likelihood is than another's, in nats per datum."""
+
+    mean: float
+    standard_error: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether it is beyond two standard errors; never if there is a single datum."""
+        return abs(self.mean) > 2 * self.standard_error
+
+
+def paired_difference(first: Estimate, second: Estimate, names: tuple[str, str] = ("first", "second")) -> Difference:
+    r"""The mean of the per-datum differences of two estimates on the same data, and its standard error.
+
+    .. math:: \Delta = \frac{1}{N} \sum_n (\ell^{(1)}_n - \ell^{(2)}_n), \qquad
+        \mathrm{se}(\Delta) = \mathrm{sd}(\ell^{(1)}_n - \ell^{(2)}_n) / \sqrt{N}
+
+    The difference is taken datum by datum, so that what makes a datum hard for every pair cancels.
+
+    Args:
+        first: an estimate.
+        second: another, on the same data in the same order.
+        names: of the two, for the error.
+
+    Raises:
+        ValueError: the estimates are of different data.
+    """
+    if len(first.values) != len(second.values):
+        raise ValueError(
+            f"{names[0]!r} is an estimate on {len(first.values)} data and {names[1]!r} on {len(second.values)}: "
+            "differences are taken datum by datum, so both must be evaluated on the same."
+        )
+    check_same_data(first.data, second.data, names)
+    difference = first.values - second.values
+    n = len(difference)
+    return Difference(difference.mean().item(), difference.std().item() / math.sqrt(n) if n > 1 else math.nan)
 
 
 @dataclass(frozen=True)
@@ -34,10 +74,39 @@ class Comparison:
         """The name of the pair with the highest mean log-likelihood."""
         return str(self.rows[0]["name"])
 
+    def difference(self, first: str, second: str) -> Difference:
+        """How much better one pair is than another: :func:`paired_difference` of any two."""
+        return paired_difference(self.estimates[first], self.estimates[second], (first, second))
+
     @property
     def ties(self) -> list[str]:
         """The pairs that lie within two standard errors of the best, and so cannot be told from it."""
-        return [str(r["name"]) for r in self.rows[1:] if -r["difference"] <= 2 * r["difference_standard_error"]]
+        return [name for name in self._names[1:] if not self.difference(self.best, name).told_apart]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """One more than the number of pairs that are better by more than two standard errors, the best first.
+
+        So two that cannot be told apart, and to which the same others are superior, have the same rank.
+        """
+        gaps = {a: [self.difference(b, a) for b in self._names if b != a] for a in self._names}
+        return {name: 1 + sum(gap.mean > 0 and gap.told_apart for gap in found) for name, found in gaps.items()}
+
+    @property
+    def _names(self) -> list[str]:
+        return [str(row["name"]) for row in self.rows]
+
+    def to_arviz(self) -> dict[str, Any]:
+        """ArviZ's ``ELPDData`` by the name of the pair, for ``az.compare`` and, after it, ``az.plot_compare``.
+
+        ArviZ counts nats of all data together, and adds weights of a mixture of the models. Its default way to these,
+        stacking, takes exp(log p(x)), which is zero in float64 below −745 nats a datum: with images of many pixels give
+        ``az.compare(comparison.to_arviz(), method="BB-pseudo-BMA")``.
+
+        Raises:
+            ImportError: ArviZ is not installed.
+        """
+        return {name: self.estimates[name].to_arviz() for name in self._names}
 
     def verdict(self) -> str:
         """Which pair is better, and how sure that is, in a sentence or two."""
@@ -45,9 +114,9 @@ class Comparison:
         if self.ties:
             text += f"; within two standard errors of it, so not to be told apart: {', '.join(self.ties)}"
         elif len(self.rows) > 1:
-            second = self.rows[1]
-            gap, error = -second["difference"], second["difference_standard_error"]
-            text += f", ahead of {second['name']} by {gap:.2f} ± {error:.2f} nats"
+            second = self._names[1]
+            gap = self.difference(self.best, second)
+            text += f", ahead of {second} by {gap.mean:.2f} ± {gap.standard_error:.2f} nats"
         text += "."
         bounds = [r["name"] for r in self.rows if r["is_lower_bound"]]
         if bounds:
@@ -73,12 +142,7 @@ def compare(
     seed: int = 0,
     details: dict[str, dict[str, Any]] | None = None,
 ) -> Comparison:
-    r"""Importance-sampled log-likelihoods of several pairs on the same data, with paired differences.
-
-    .. math:: \Delta = \frac{1}{N} \sum_n (\ell_n - \ell^{\text{best}}_n), \qquad
-        \mathrm{se}(\Delta) = \mathrm{sd}(\ell_n - \ell^{\text{best}}_n) / \sqrt{N}
-
-    The difference is taken datum by datum, so that what makes a datum hard for every pair cancels.
+    """Importance-sampled log-likelihoods of several pairs on the same data, with paired differences to the best.
 
     Args:
         pairs: by name.
@@ -101,29 +165,52 @@ def compare(
                     f"{other!r} and {name!r} share parameters, so training one changed the other: copy.deepcopy."
                 )
     estimates = {name: log_likelihood(pair, *batch, num_samples=num_samples, seed=seed) for name, pair in pairs.items()}
+    figures = {}
+    for name, pair in pairs.items():
+        report = latent_report(pair, *batch, seed=seed)
+        figures[name] = {
+            "kl": sum(report.kl.values()),
+            "active_units": sum(report.active_units.values()),
+            "parameters": sum(p.numel() for p in _parameters(pair)),
+        }
+    return rank(estimates, before=details, after=figures)
+
+
+def rank(
+    estimates: dict[str, Estimate],
+    *,
+    before: dict[str, dict[str, Any]] | None = None,
+    after: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
+    """A comparison of estimates that were made one by one, on the same data.
+
+    Args:
+        estimates: by name; of any kind (importance-sampled, repaired, annealed).
+        before: more figures by name, put first in a row.
+        after: more figures by name, put last in it.
+
+    Raises:
+        ValueError: no estimate, or two of different data (a test set that was binarised again, say).
+    """
+    if not estimates:
+        raise ValueError("rank needs at least one estimate, and got none.")
     best = max(estimates, key=lambda name: estimates[name].mean)
     rows = []
     for name in sorted(estimates, key=lambda name: -estimates[name].mean):
-        estimate = estimates[name]
-        difference = estimate.values - estimates[best].values
-        report = latent_report(pairs[name], *batch, seed=seed)
-        figures = estimate.summary()
+        gap = paired_difference(estimates[name], estimates[best], (name, best))
+        figures = estimates[name].summary()
         rows.append(
             {
                 "name": name,
-                **(details or {}).get(name, {}),
+                **(before or {}).get(name, {}),
                 "elbo": figures["elbo"],
                 "log_likelihood": figures["log_likelihood"],
                 "is_lower_bound": figures["is_lower_bound"],
                 "mc_standard_error": figures["mc_standard_error"],
-                "difference": difference.mean().item(),
-                "difference_standard_error": difference.std().item() / math.sqrt(len(difference))
-                if len(difference) > 1
-                else math.nan,
-                "kl": sum(report.kl.values()),
-                "active_units": sum(report.active_units.values()),
+                "difference": gap.mean,
+                "difference_standard_error": gap.standard_error,
                 "reliable_fraction": figures["reliable_fraction"],
-                "parameters": sum(p.numel() for p in _parameters(pairs[name])),
+                **(after or {}).get(name, {}),
             }
         )
     return Comparison(estimates, rows)

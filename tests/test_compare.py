@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppgen.compare import compare
-from ppgen.inference import latent_report
+from ppgen.compare import compare, paired_difference, rank
+from ppgen.inference import ais, latent_report, log_likelihood, repaired_log_likelihood
 from ppgen.models import VAE
 
 
@@ -56,6 +56,48 @@ def test_what_cannot_be_told_apart_is_said():
     pairs = {"one": linear_gaussian(1.0), "same": linear_gaussian(1.0)}
     result = compare(pairs, torch.randn(50, 2), num_samples=30)
     assert len(result.ties) == 1 and "not to be told apart" in result.verdict()
+
+
+def test_ranks_are_shared_where_nothing_sets_two_apart():
+    x = math.sqrt(2) * torch.randn(500, 2)
+    pairs = {"far": linear_gaussian(3.0), "one": linear_gaussian(1.0), "same": linear_gaussian(1.0)}
+    result = compare(pairs, x, num_samples=30)
+    assert result.ranks == {"one": 1, "same": 1, "far": 3}
+    assert result.difference("one", "far").told_apart and result.difference("one", "far").mean > 0
+
+
+def test_a_single_datum_tells_nothing_apart():
+    pairs = {"one": linear_gaussian(1.0), "two": linear_gaussian(2.0)}
+    result = compare(pairs, torch.zeros(1, 2), num_samples=30)
+    assert result.ties == ["two"] and "not to be told apart" in result.verdict()
+
+
+def test_estimates_of_a_test_set_that_was_binarised_again_are_not_compared():
+    grey = torch.rand(40, 2)
+    first, again = torch.bernoulli(grey), torch.bernoulli(grey)
+    one, two = linear_gaussian(1.0), linear_gaussian(2.0)
+    estimates = {"one": log_likelihood(one, first, num_samples=30), "two": log_likelihood(two, again, num_samples=30)}
+    with pytest.raises(ValueError, match=r"different data.*member 0.*binarised again"):
+        rank(estimates)
+    shuffled = log_likelihood(two, first.flip(0), num_samples=30)
+    with pytest.raises(ValueError, match="different data"):
+        paired_difference(estimates["one"], shuffled)
+    with pytest.raises(ValueError, match="40 data and 'second' on 30"):
+        paired_difference(estimates["one"], log_likelihood(two, first[:30], num_samples=30))
+
+
+def test_estimates_of_all_kinds_on_the_same_data_are_ranked():
+    """In another precision, and repaired or annealed, they are still estimates of the same data."""
+    x = torch.randn(20, 2)
+    pair = linear_gaussian(1.0)
+    estimates = {
+        "plain": log_likelihood(pair, x, num_samples=30),
+        "again": log_likelihood(pair, x.clone(), num_samples=30),
+        "repaired": repaired_log_likelihood(pair, x, num_samples=30, num_pilot=10),
+        "annealed": ais(pair, x, num_chains=4, num_temperatures=3, num_leapfrog=1),
+    }
+    assert len({estimate.data for estimate in estimates.values()}) == 1
+    assert set(rank(estimates).ranks) == set(estimates)
 
 
 def test_pairs_that_share_parameters_are_refused():

@@ -5,6 +5,7 @@ from ppgen.inference.adversarial_step import Adversarial
 from ppgen.inference.annealed import AnnealedEstimate, ais
 from ppgen.inference.bidirectional import Bounds, bdmc
 from ppgen.inference.em import EM
+from ppgen.inference.export import to_arviz
 from ppgen.inference.latents import LatentReport, latent_report, mutual_information
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
@@ -51,6 +52,7 @@ __all__ = [
     "semi_supervised",
     "sticking_the_landing",
     "stratified",
+    "to_arviz",
     "train",
     "warmup",
 ]

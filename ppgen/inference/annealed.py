@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.likelihood import CELL_DATA, Estimate, cell_seed
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
@@ -254,4 +255,5 @@ def ais(
     k_hat = torch.where(exact, -math.inf, k_hat)
     threshold = min(1 - 1 / math.log10(num_chains), 0.7) if num_chains >= 25 else -math.inf
     reliable = exact | (k_hat < threshold)
-    return AnnealedEstimate(values, bound, error, ess, k_hat, reliable, num_chains, start, num_temperatures, acceptance)
+    figures = (values, bound, error, ess, k_hat, reliable, num_chains)
+    return AnnealedEstimate(*figures, start, num_temperatures, acceptance, data=fingerprint(rows))

@@ -3,7 +3,7 @@ r"""Importance-sampled log-likelihoods, each with its error and a verdict on whe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.distributed import spread
 from ppgen.inference.evaluation import Weigher
+from ppgen.inference.export import elpd_data
+from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.psis import TailAccumulator
@@ -40,6 +42,7 @@ class Estimate:
         k_hat: shape of the generalised Pareto tail of the weights; −inf for weights without variance.
         reliable: k-hat < min(1 − 1/log10 S, 0.7); never where the guide is a point, which no number of samples mends.
         num_samples: S.
+        data: a digest of each member of the batch, so that only estimates of the same data are compared.
     """
 
     values: Tensor
@@ -49,6 +52,7 @@ class Estimate:
     k_hat: Tensor
     reliable: Tensor
     num_samples: int
+    data: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
 
     @property
     def mean(self) -> float:
@@ -87,6 +91,10 @@ class Estimate:
             "num_samples": self.num_samples,
             "num_data": len(self.values),
         }
+
+    def to_arviz(self) -> Any:
+        """As ArviZ's ``ELPDData``, which ``az.compare`` and ``az.plot_khat`` take: :func:`elpd_data`."""
+        return elpd_data(self)
 
     def __str__(self) -> str:
         name = "lower bound of the log-likelihood" if self.is_lower_bound else "log-likelihood"
@@ -197,7 +205,8 @@ def log_likelihood(
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | ((k_hat < threshold) & (num_samples >= 25))
     certain = exact | structure.point
-    return Estimate(values, bound, torch.where(certain, 0.0, error), ess, k_hat, reliable, num_samples)
+    error = torch.where(certain, 0.0, error)
+    return Estimate(values, bound, error, ess, k_hat, reliable, num_samples, data=fingerprint(rows))
 
 
 def cell_seed(seed: int, block: int, cell: int) -> int:

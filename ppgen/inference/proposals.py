@@ -18,6 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.likelihood import CELL_DATA, Estimate, cell_seed, log_likelihood
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating, seeded
@@ -252,4 +253,5 @@ def repaired_log_likelihood(
     if tuple(scales) != (1.0,):
         steps.append(f"widened on a pilot of {len(scales)} × {num_pilot} draws (median scale {scale.median():.2f})")
     method = f"importance sampling, the guide {' and '.join(steps) or 'as it is'}"
-    return RepairedEstimate(**vars(estimate), method=method, scales=scale, refined=torch.cat(better))
+    figures = {**vars(estimate), "data": fingerprint(rows)}  # without the shifts and scales, which are no data
+    return RepairedEstimate(**figures, method=method, scales=scale, refined=torch.cat(better))
