@@ -28,6 +28,7 @@ from ppgen.inference import (
 )
 from ppgen.inference.compiled import Compiled, gradients
 from ppgen.inference.losses import as_loss
+from ppgen.inference.replayed import Replayed
 
 SMALL = {"latent_dim": 2, "num_components": 3, "hidden": (4,)}
 DATA = {
@@ -354,3 +355,93 @@ def test_labels_out_of_range_are_named_by_a_compiled_step_too():
     assert step.reason is None
     with pytest.raises(ValueError, match=r"labels must lie in 0, \.\.\., 2"):
         step((DATA["binary"], y))
+
+
+class Recorded:
+    """A stand-in for a CUDA graph: replays the function that it was made of. A real capture only records it."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def __call__(self, step):
+        def replay():
+            self.replays += 1
+            step()
+
+        return replay
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
+    monkeypatch.setattr(sys.modules["ppgen.inference.replayed"], "LOOK_EVERY", 10)
+    graph = Recorded()
+
+    def make(pair, loss=None):
+        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
+        svi.prepare(X)
+        key = Compiled(svi.loss, pair, svi.parameters).key
+        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, key, graph)
+        for group in svi.optimizer.param_groups:
+            group["capturable"] = False  # which the kernels of a CPU do not know
+        return svi
+
+    return make, graph
+
+
+def test_replayed_steps_are_those_of_eager_with_a_warm_up_and_changing_rates(replayed):
+    make, graph = replayed
+    ends = []
+    for ahead in (False, True):
+        pair = small_vae()
+        svi = make(pair, loss=elbo(beta=warmup(steps=20)))
+        svi._replayed = svi._replayed if ahead else None
+        losses = []
+        torch.manual_seed(0)
+        for i in range(25):
+            svi.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + i)
+            losses.append(svi.step(X))
+        svi.look()
+        ends.append((torch.stack(losses), torch.cat([p.flatten() for p in pair.parameters()])))
+    assert graph.replays > 15
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(replayed):
+    make, _ = replayed
+    pair = small_vae()
+    svi = make(pair)
+    for _ in range(5):
+        svi.step(X)
+    svi.look()
+    before = [p.clone() for p in pair.parameters()]
+    with pyro.validation_enabled(False):  # compiled code has none
+        svi.step(torch.full_like(X, torch.nan))  # goes unnoticed
+    assert all(torch.equal(p, b) for p, b in zip(pair.parameters(), before, strict=True))
+    svi.step(X)
+    with pytest.raises(FloatingPointError, match="first at the guide's site 'z'"):
+        svi.look()
+    svi.step(X)
+    svi.look()
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_parameter():
+    """The loss is finite: the square root has an infinite slope at 0."""
+
+    class Pair(torch_nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch_nn.Parameter(torch.zeros(()))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.weight.sqrt(), 1.0), obs=x)
+
+        def guide(self, x):
+            pass
+
+    for compile in (False, True):
+        pair = Pair()
+        with pytest.raises(FloatingPointError, match="its gradient is not finite"):
+            SVI(pair, compile=compile).step(torch.ones(3))
+        assert pair.weight == 0

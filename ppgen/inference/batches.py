@@ -32,6 +32,12 @@ class Rows:
     def __call__(self, index: Any) -> tuple[Any, ...]:
         return tuple(member[index] for member in self.members)
 
+    def keep_on(self, device: torch.device) -> None:
+        """Moves tensors to a GPU once, if they take less than half of its free memory, in place of batch by batch."""
+        tensors = [member for member in self.members if isinstance(member, Tensor)]
+        if device.type == "cuda" and 2 * sum(t.nbytes for t in tensors) < torch.cuda.mem_get_info(device)[0]:
+            self.members = tuple(m.to(device) if isinstance(m, Tensor) else m for m in self.members)
+
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Any, ...]]:
         """Every row once, in this order or as they stand; the last batch may be short."""
         for start in range(0, len(self), batch_size):

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ppgen.inference.graphs import CannotTrace, Graph, trace
 from ppgen.inference.modes import modules_of
+from ppgen.inference.schedules import Schedule
 
 __all__ = ["Compiled", "Gradients", "gradients"]
 
@@ -29,9 +31,13 @@ MAX_GRAPHS = 8
 
 
 class Gradients(NamedTuple):
-    """A loss and its gradients, None where a parameter does not take part."""
+    """A loss and its gradients, None where a parameter does not take part.
+
+    ``whole`` is a number that is finite only if all of them are.
+    """
 
     loss: Tensor
+    whole: Tensor
     gradients: list[Tensor | None]
 
 
@@ -40,8 +46,11 @@ def gradients(loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tenso
     with torch.enable_grad():
         value = loss(pair.model, pair.guide, *batch)
         wanted = [p for p in parameters if p.requires_grad]
-        found = iter(torch.autograd.grad(value, wanted, allow_unused=True))
-    return Gradients(value.detach(), [next(found) if p.requires_grad else None for p in parameters])
+        found = torch.autograd.grad(value, wanted, allow_unused=True)
+    value = value.detach()
+    whole = value + get_total_norm([g for g in found if g is not None])
+    rest = iter(found)
+    return Gradients(value, whole, [next(rest) if p.requires_grad else None for p in parameters])
 
 
 class _Code(NamedTuple):
@@ -82,11 +91,7 @@ class Compiled:
         if self.reason is not None or not all(isinstance(member, Tensor) for member in batch):
             return self._eager(batch)
         batch = [member.contiguous() for member in batch]  # a graph holds for one order in memory
-        key = (
-            *((m.shape, m.dtype) for m in batch),
-            *(owner.get(name) for owner, name in self._numbers),
-            *(p.requires_grad for p in self.parameters),
-        )
+        key = self.key(batch)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         code = self._codes.get(key)
         if code is None:
@@ -97,17 +102,25 @@ class Compiled:
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
 
+    def key(self, batch: Sequence[Tensor]) -> Any:
+        """What a graph depends on: shapes, modes and plain numbers, and which parameters are trained."""
+        return (
+            *((m.shape, m.dtype) for m in batch),
+            *(owner.get(name) for owner, name in self._numbers),
+            *(p.requires_grad for p in self.parameters),
+        )
+
     def _eager(self, batch: Sequence[Any]) -> Gradients:
         return gradients(self.loss, self.pair, self.parameters, batch)
 
     def _run(self, code: _Code, batch: Sequence[Tensor]) -> Gradients:
         try:
             with torch.no_grad():
-                loss, *found = code.run(*batch)
+                loss, whole, *found = code.run(*batch)
         except RuntimeError:  # eager finds better words for what is wrong with a batch
             return self._eager(batch)
         rest = iter(found)
-        return Gradients(loss, [next(rest) if used else None for used in code.used])
+        return Gradients(loss, whole, [next(rest) if used else None for used in code.used])
 
     def _build(self, key: Any, batch: Sequence[Tensor]) -> Gradients:
         """A first step with a new graph, or in eager if there is none."""
@@ -136,10 +149,10 @@ class Compiled:
 
     def _trace(self, batch: Sequence[Tensor], used: Sequence[bool]) -> Graph:
         def function(*given: Tensor) -> list[Tensor]:
-            loss, found = gradients(self.loss, self.pair, self.parameters, given)
+            loss, whole, found = gradients(self.loss, self.pair, self.parameters, given)
             if [g is not None for g in found] != list(used):
                 raise CannotTrace("the parameters that take part change from call to call")
-            return [loss, *(g for g in found if g is not None)]
+            return [loss, whole, *(g for g in found if g is not None)]
 
         with self._given_back(batch):
             return trace(function, batch)
@@ -193,7 +206,8 @@ def _can_compile(parameters: Sequence[Tensor]) -> bool:
 
 def _numbers(pair: Any, loss: Any) -> list[tuple[dict[str, Any], str]]:
     """Where the plain numbers, names and flags are that a program may depend on: the attributes of pair and loss."""
-    owners = [vars(m) for module in (*modules_of(pair), *modules_of(loss)) for m in module.modules()]
+    modules = [m for module in (*modules_of(pair), *modules_of(loss)) for m in module.modules()]
+    owners = [vars(m) for m in modules if not isinstance(m, Schedule)]  # whose value is a tensor
     owners += [vars(each) for each in (pair, loss) if not isinstance(each, nn.Module) and hasattr(each, "__dict__")]
     return [(owner, name) for owner in owners for name, v in owner.items() if isinstance(v, bool | int | float | str)]
 

@@ -27,6 +27,7 @@ class Schedule(nn.Module):
         self.start, self.end, self.epochs, self.steps = start, end, epochs, steps
         self.register_buffer("value", torch.tensor([start]))
         self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+        self._advanced = 0
 
     def forward(self) -> Tensor:
         """The coefficient now, shape (1,)."""
@@ -40,7 +41,7 @@ class Schedule(nn.Module):
     @property
     def done(self) -> bool:
         """Whether the coefficient has reached its end."""
-        return self.steps is not None and int(self.count) >= self.steps
+        return self.steps is not None and self._advanced >= self.steps
 
     def advance(self) -> None:
         """Counts one optimisation step."""
@@ -50,8 +51,13 @@ class Schedule(nn.Module):
                 "it, or state it in steps, warmup(steps=…)."
             )
         self.count += 1
-        fraction = min(1.0, int(self.count) / self.steps)
+        self._advanced += 1  # known on the host: no step waits for a GPU
+        fraction = min(1.0, self._advanced / self.steps)
         self.value.fill_(self.start + fraction * (self.end - self.start))
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._advanced = int(self.count)
 
     def extra_repr(self) -> str:
         """The course of the schedule."""

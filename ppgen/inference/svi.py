@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ppgen.inference.compiled import Compiled, Gradients, gradients
 from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, seeded
+from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
 from ppgen.inference.weights import device_batch, log_prob, run, sites
 from ppgen.pair import Pair
@@ -105,6 +107,7 @@ class SVI:
         self.optimizer: torch.optim.Optimizer | None = None
         self._compile = compile
         self._compiled: Compiled | None = None
+        self._replayed: Replayed | None = None
         self._known = _KnownParameters(set())
 
     def prepare(self, *batch: Any) -> None:
@@ -133,6 +136,9 @@ class SVI:
             self.optimizer = (self._optimizer or adam)(self.parameters)
         if self._compile:
             self._compiled = Compiled(self.loss, self.pair, self.parameters)
+            ahead = device is not None and device.type == "cuda" and self.optimizer.defaults.get("fused")
+            if self.compiled and ahead and current().count == 1:
+                self._replayed = Replayed(self._update, self._explain, self.optimizer, self._compiled.key)
 
     @property
     def compiled(self) -> bool:
@@ -154,27 +160,49 @@ class SVI:
         """
         batch = device_batch(self.pair, batch)
         self.prepare(*batch)
-        assert self.optimizer is not None
-        rows = num_rows(batch)
+        if self._replayed is not None:
+            loss = self._replayed(batch)
+        else:
+            loss, whole, found = self._gradients(batch)
+            if not torch.isfinite(whole):
+                raise self._explain(loss, batch)
+            self._apply(averaged(found, self.parameters, num_rows(batch), self.pair))
+        for schedule in self.schedules:
+            schedule.advance()
+        return loss
+
+    def look(self) -> None:
+        """Makes sure that the updates so far were made, where they run on a GPU ahead of the host.
+
+        Raises:
+            FloatingPointError: the loss or a gradient of one was not finite; that update was skipped.
+        """
+        if self._replayed is not None:
+            self._replayed.look()
+
+    def _gradients(self, batch: Sequence[Any]) -> Gradients:
+        if num_rows(batch) == 0 and current().count > 1:  # the others have all of a short batch
+            return Gradients(torch.zeros(()), torch.zeros(()), [None] * len(self.parameters))
         with self._known:
-            if rows == 0 and current().count > 1:  # the others have all of a short batch
-                loss, found = Gradients(torch.zeros(()), [None] * len(self.parameters))
-            elif self._compiled is not None:
-                loss, found = self._compiled(batch)
-            else:
-                loss, found = gradients(self.loss, self.pair, self.parameters, batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(self._explain(loss, batch))
-        found = averaged(found, self.parameters, rows, self.pair)
+            if self._compiled is not None:
+                return self._compiled(batch)
+            return gradients(self.loss, self.pair, self.parameters, batch)
+
+    def _update(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """An update that skips itself, on the device, if anything in it is not finite."""
+        loss, whole, found = self._gradients(batch)
+        self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[union-attr]  # which fused ones read
+        self._apply(found)
+        return loss, whole
+
+    def _apply(self, found: Sequence[Tensor | None]) -> None:
+        assert self.optimizer is not None
         for parameter, gradient in zip(self.parameters, found, strict=True):
             if gradient is not None and gradient.stride() != parameter.stride():
                 # A convolution of channels-last images gives such; a fused optimiser would read it in the wrong order.
                 gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
         self.optimizer.step()
-        for schedule in self.schedules:
-            schedule.advance()
-        return loss
 
     def evaluate(self, *batch: Any, seed: int = 0) -> Tensor:
         """The unannealed loss of a batch, in eval mode, without gradients and with fixed noise."""
@@ -182,8 +210,8 @@ class SVI:
         with evaluating(self.pair, seed), unannealed(self.loss):
             return self.loss(self.pair.model, self.pair.guide, *batch)
 
-    def _explain(self, loss: Tensor, batch: Any) -> str:
-        with torch.no_grad():
+    def _explain(self, loss: Tensor, batch: Any) -> FloatingPointError:
+        with torch.no_grad(), pyro.validation_enabled(False):  # which would stop at the first bad parameter
             model_trace, guide_trace = run(self.pair.model, self.pair.guide, batch)
             bad = [
                 f"{where} {name!r}"
@@ -192,7 +220,8 @@ class SVI:
                 if not (site["value"].isfinite().all() and log_prob(site).isfinite().all())
             ]
         cause = f"first at {bad[0]}" if bad else "at no single site of a fresh draw"
-        return (
-            f"The loss is {loss.item()}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
+        what = f"The loss is {loss.item()}" + (", and its gradient is not finite" if loss.isfinite() else "")
+        return FloatingPointError(
+            f"{what}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
             "a scale that collapsed to zero, or data of an unexpected range."
         )

@@ -107,6 +107,8 @@ def train(
     _check_shared(step, batches, watched, batch_size)
     pair = getattr(step, "pair", step)
     device = device_of(pair)
+    if isinstance(batches, Shuffled):
+        batches.rows.keep_on(device)
     history = History()
     best, best_state, waited = math.inf, None, 0
     annealed = getattr(step, "schedules", [])
@@ -125,6 +127,8 @@ def train(
         for epoch in range(epochs):
             began = time.perf_counter()
             losses = [(step.step(*batch), num_rows(batch)) for batch in batches]
+            if hasattr(step, "look"):  # updates on a GPU run ahead of the host
+                step.look()
             history.loss.append(mean_loss(list(chain(*gathered([(float(v), n) for v, n in losses])))))
             if watched is not None:
                 history.validation.append(mean_loss(spread(validate, enumerate(watched))))
