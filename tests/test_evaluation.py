@@ -1,6 +1,10 @@
 """Fast evaluation: eager's numbers, one encoding a block, slices that fit the memory, graphs, honest fallbacks."""
 
+import json
 import logging
+import runpy
+import sys
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -62,7 +66,10 @@ def weigher(pair, batch, num_samples=30, cell_samples=10, **settings):
     return Weigher(pair, structure, batch, **sizes, **settings), structure
 
 
-@pytest.mark.parametrize("name", TABLE)
+FAST = ["prior vamp", "posterior iaf", "decoder bernoulli", "conditional", "hierarchy", "mixture, enumerated"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in TABLE])
 def test_graphs_have_the_numbers_of_eager(name, monkeypatch, caplog):
     """Slices and graphs draw what one eager run of the whole cell draws, and weigh it alike."""
     model, settings = TABLE[name]
@@ -230,7 +237,7 @@ def test_without_a_compiler_evaluation_is_eager_and_says_so_once(monkeypatch, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prior vamp", "posterior iaf", "hierarchy", "decoder bernoulli"])
+@pytest.mark.parametrize("name", ["prior vamp", "hierarchy"])
 def test_compiled_values_are_those_of_eager(name, caplog):
     model, settings = TABLE[name]
     pair, batch = made(model, **settings)
@@ -270,3 +277,24 @@ def test_a_mixture_by_matrix_products_is_the_direct_one(offset, width):
     with Watch():
         mixture.log_prob(z)
     assert max(sizes) <= 100 * 500
+
+
+def test_without_a_gpu_its_benchmark_says_not_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script = Path(__file__).parent.parent / "benchmarks" / "likelihood.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr(sys, "argv", ["likelihood.py", "--device", "cuda", "--out", str(tmp_path / "out.json")])
+    threads = torch.get_num_threads()
+    runpy.run_path(str(script), run_name="__main__")
+    torch.set_num_threads(threads)
+    (cell,) = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert cell["seconds_of_10000_data"] == "not measured" and "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_data_in_any_order_in_memory_are_compiled_alike(caplog):
+    pair, x = small_vae(), torch.bernoulli(torch.full((16, 210), 0.4)).T
+    with caplog.at_level(logging.WARNING):
+        compiled = log_likelihood(pair, x, num_samples=30, compile=True)
+    assert not caplog.records
+    assert (compiled.values - log_likelihood(pair, x.contiguous(), num_samples=30).values).abs().max() < 1e-4

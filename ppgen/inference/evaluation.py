@@ -80,6 +80,7 @@ class Weigher:
         self.slice_samples, self.bytes_per_draw = self.cell_samples, 0.0
         if structure.random:
             allowed = MEMORY[self._device] if memory is None else memory
+            self._rehearse(block)
             few, more = (self._footprint(block, size) for size in (2, 4))
             self.bytes_per_draw = (more.written - few.written) / 2 / self.block_rows
             fitting = max(2 * allowed // max(more.peak - few.peak, 1), 1)
@@ -92,10 +93,10 @@ class Weigher:
         One sample is weighed in eager first, so that whatever is wrong with the block or the pair is said by Pyro and
         by :func:`ppgen.inference.weights.check`, which graphs leave out.
         """
-        rehearsed = weigh(self.pair.model, self.pair.guide, block, 1, self.structure).log_weights
+        rehearsed = self._rehearse(block)
         if not self.structure.random:  # every sample would be the same
             return lambda size: rehearsed.expand(size, -1)
-        self._num_rows = rehearsed.shape[1]
+        block = [m.contiguous() if isinstance(m, Tensor) else m for m in block]  # compiled code takes one order alone
         reason = self.reason
         draws, scores = self._parts_of(block)
         if self.reason != reason:  # one of the two programs cannot be traced, so both run in eager
@@ -107,18 +108,28 @@ class Weigher:
 
         return cell
 
+    def _rehearse(self, block: Sequence[Any]) -> Tensor:
+        """The log weights of one sample, in eager and with all checks."""
+        log_w = weigh(self.pair.model, self.pair.guide, block, 1, self.structure).log_weights
+        self._num_rows = log_w.shape[1]
+        return log_w
+
     def _parts_of(self, block: Sequence[Any]) -> tuple[dict[int, Function], dict[int, Function]]:
         """The guide for every size of a cell, and the model for every size of a slice."""
         draws: dict[int, Function] = {}
         scores: dict[int, Function] = {}
         for size in {self.cell_samples, self.num_samples % self.cell_samples or self.cell_samples}:
-            for n, at in self._slices(self._draw(size, block, [])[1:], size):
-                if n not in scores:
-                    scores[n] = self._part(self._score, block, at, n)
-            draws[size] = self._part(self._draw, block, [], size)
+            for n in {min(self.slice_samples, size - start) for start in range(0, size, self.slice_samples)}:
+                scores[n] = scores.get(n) or self._part(self._score, block, n, partial(self._slice, block, n))
+            draws[size] = self._part(self._draw, block, size, list)
         return draws, scores
 
+    def _slice(self, block: Sequence[Any], size: int) -> list[Tensor]:
+        """Latents of so many samples."""
+        return self._slices(self._draw(size, block, [])[1:], size)[0][1]
+
     def _slices(self, values: Sequence[Tensor], size: int) -> list[tuple[int, list[Tensor]]]:
+        """The latents of a cell in slices, each with its number of samples."""
         found = []
         for start in range(0, size, self.slice_samples):
             n = min(self.slice_samples, size - start)
@@ -150,7 +161,9 @@ class Weigher:
         )
         return [log_joint(model_trace, proposal.nodes, nesting, (size, self._num_rows))]
 
-    def _part(self, program: Program, block: Sequence[Any], given: Sequence[Tensor], size: int) -> Function:
+    def _part(
+        self, program: Program, block: Sequence[Any], size: int, example: Callable[[], Sequence[Tensor]]
+    ) -> Function:
         """One of the two programs for a block and this many samples: a graph where that pays, else as it is."""
 
         def function(*tensors: Any) -> list[Tensor]:
@@ -158,10 +171,10 @@ class Weigher:
 
         traced, compiled = self._pays(program == self._draw, size, len(block[0]))
         if self.reason is None and (traced or compiled):
-            shapes = [(m.shape, m.dtype) if isinstance(m, Tensor) else None for m in (*block, *given)]
+            shapes = [(m.shape, m.dtype) if isinstance(m, Tensor) else None for m in block]
             key = (program.__name__, size, *shapes)
             if key not in self._parts:
-                self._parts[key] = self._made(function, block, given, size, compiled)
+                self._parts[key] = self._made(function, block, example(), size, compiled)
             if (part := self._parts[key]) is not None:
                 return part.bind(block)
         return partial(function, *block)
@@ -196,7 +209,6 @@ class Weigher:
 
     def _footprint(self, block: Sequence[Any], size: int) -> _Footprint:
         """What the model allocates while it scores this many samples of a block."""
-        self._num_rows = weigh(self.pair.model, self.pair.guide, block, 1, self.structure).log_weights.shape[1]
         values = self._draw(size, block, [])[1:]
         with _Footprint() as footprint:
             self._score(size, block, values)
