@@ -445,3 +445,24 @@ def test_a_gradient_that_is_not_finite_reaches_no_parameter():
         with pytest.raises(FloatingPointError, match="its gradient is not finite"):
             SVI(pair, compile=compile).step(torch.ones(3))
         assert pair.weight == 0
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
+    """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
+    losses = {}
+    for precision in ("float32", "bf16"):
+        pair = small_vae()
+        history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=precision)
+        assert history.compiled == compile
+        assert all(p.dtype == torch.float32 for p in pair.parameters()) and not torch.is_autocast_enabled("cpu")
+        losses[precision] = history.loss
+    assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_tf32_is_given_back_and_an_unknown_precision_is_named():
+    before = torch.get_float32_matmul_precision()
+    fit(small_vae(), X, epochs=1, seed=0, progress=False, precision="tf32")
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got 'fp16'"):
+        SVI(small_vae(), precision="fp16")

@@ -49,6 +49,7 @@ def variational(
     seed: int = 0,
     device: str = "auto",
     compile: bool = True,
+    precision: str = "float32",
     loss: Any = None,
     progress: bool = True,
 ) -> History:
@@ -71,6 +72,7 @@ def variational(
         seed=seed,
         device=device,
         compile=None if compile else False,
+        precision=precision,
         progress=progress,
     )
 

@@ -74,9 +74,13 @@ class Compiled:
         loss: ``(model, guide, *batch) -> scalar``.
         pair: anything with ``.model`` and ``.guide``.
         parameters: what the gradients are of.
+        tolerance: the relative difference between gradients that is taken for rounding.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tensor], tolerance: float = 1e-3
+    ) -> None:
+        self.tolerance = tolerance
         self.loss, self.pair, self.parameters = loss, pair, list(parameters)
         self.reason: str | None = None if _can_compile(parameters) else "there is no C++ compiler"
         self._codes: dict[Any, _Code] = {}
@@ -139,7 +143,7 @@ class Compiled:
                 code = _Code(graph.compile(batch), graph, used)
             with self._given_back(batch):
                 found = self._run(code, batch)
-            if (difference := _difference(found, wanted)) is not None:
+            if (difference := _difference(found, wanted, self.tolerance)) is not None:
                 raise CannotTrace(f"compiled and eager disagree in {difference}")
         except CannotTrace as error:
             self._give_up(str(error))
@@ -164,7 +168,7 @@ class Compiled:
         with self._given_back(batch):
             found = self._run(code, batch)
         try:
-            stale = _difference(found, wanted) is not None or (
+            stale = _difference(found, wanted, self.tolerance) is not None or (
                 again and not code.graph.same_as(self._trace(batch, code.used))
             )
         except CannotTrace:
@@ -212,15 +216,15 @@ def _numbers(pair: Any, loss: Any) -> list[tuple[dict[str, Any], str]]:
     return [(owner, name) for owner in owners for name, v in owner.items() if isinstance(v, bool | int | float | str)]
 
 
-def _difference(found: Gradients, wanted: Gradients) -> str | None:
+def _difference(found: Gradients, wanted: Gradients, tolerance: float) -> str | None:
     """What differs by more than rounding, if anything does."""
-    if not torch.allclose(found.loss, wanted.loss, rtol=1e-4, atol=1e-4, equal_nan=True):
+    if not torch.allclose(found.loss, wanted.loss, rtol=tolerance / 10, atol=1e-4, equal_nan=True):
         return f"the loss ({found.loss.item():g} against {wanted.loss.item():g})"
     whole = torch.stack([g.norm() for g in wanted.gradients if g is not None]).norm()
     for i, (a, b) in enumerate(zip(found.gradients, wanted.gradients, strict=True)):
         if a is None or b is None:
             if a is not b:
                 return f"whether parameter {i} takes part"
-        elif not ((a - b).norm() <= 1e-3 * b.norm() + 1e-5 * whole or not whole.isfinite()):
+        elif not ((a - b).norm() <= tolerance * b.norm() + tolerance / 100 * whole or not whole.isfinite()):
             return f"the gradient of parameter {i}"
     return None

@@ -50,6 +50,21 @@ def training(pair: Any, mode: bool) -> Iterator[None]:
 
 
 @contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """Matrix products in ``"float32"``, in ``"tf32"`` or by autocast in ``"bf16"`` inside; as they were outside."""
+    if name == "bf16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def evaluating(pair: Any, seed: int | None = None) -> Iterator[None]:
     """Eval mode, no gradients, the generators given back."""
     with torch.no_grad(), training(pair, False), seeded(seed, device_of(pair)):

@@ -236,6 +236,7 @@ def fit(
     patience: int | None = None,
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     compile: bool | None = None,
+    precision: str = "float32",
     seed: int | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -260,6 +261,7 @@ def fit(
         compile: whether steps run compiled code, with the numbers of eager up to rounding; by default in runs of
             10,000 steps and more, where the seconds that compiling takes are won back. A pair that cannot be compiled
             trains in eager, which is said once.
+        precision: of matrix products in training, ``"float32"``, ``"tf32"`` or ``"bf16"``, as for :class:`SVI`.
         seed: of the order of the data and of the noise.
         device: where to train: ``"auto"`` takes a GPU if there is one. The pair stays there, batches follow it.
         progress: whether to show a progress bar.
@@ -289,7 +291,7 @@ def fit(
             _, validation = _incomplete(whole, validation, validation_mask)
     if compile is None:
         compile = epochs * _num_batches(data, batch_size) >= WORTH_COMPILING
-    step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile)
+    step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile, precision=precision)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     for module in (*modules_of(pair), *modules_of(step)):
         module.to(target)
