@@ -28,6 +28,8 @@ __all__ = ["Estimate", "log_likelihood"]
 # calls, processes or machines, each draws the same.
 CELL_DATA = 100
 CELL_SAMPLES = 250
+# Samples that are looked at together: a GPU is not waited for after each cell.
+TOGETHER = 5 * CELL_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,12 @@ def cell_seed(seed: int, block: int, cell: int) -> int:
 def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int) -> tuple[Tensor, ...]:
     tail = TailAccumulator(num_samples)
     log_weights = weigher.bind(block)
-    for cell in range(0, num_samples, CELL_SAMPLES):
-        torch.manual_seed(cell_seed(seed, index, cell // CELL_SAMPLES))
-        log_w = log_weights(min(CELL_SAMPLES, num_samples - cell))
+    for start in range(0, num_samples, TOGETHER):
+        cells = []
+        for cell in range(start, min(start + TOGETHER, num_samples), CELL_SAMPLES):
+            torch.manual_seed(cell_seed(seed, index, cell // CELL_SAMPLES))
+            cells.append(log_weights(min(CELL_SAMPLES, num_samples - cell)))
+        log_w = torch.cat(cells)
         if (bad := (log_w.isnan() | (log_w == math.inf)).any(0)).any():
             row = index * CELL_DATA + int(bad.nonzero()[0])
             raise ValueError(f"The weights of datum {row} are not finite: the pair's log-density is NaN or +inf there.")
