@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from parts import POSTERIORS, PRIORS
 from torch import nn
 
 from ppgen import decoders, models, posteriors, priors
@@ -107,6 +108,18 @@ def test_bounds_hold_the_truth_between_them(start):
     assert bounds.gap > 3 * bounds.gap_standard_error or start == "guide"
     assert bounds.data[0].shape == (120, 20) and "nats, gap" in str(bounds)
     assert bounds.summary()["num_data"] == 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [*(("standard", kind) for kind in POSTERIORS), *((kind, "diagonal") for kind in PRIORS)],
+)
+def test_bounds_of_any_prior_and_posterior(prior, posterior):
+    vae = models.VAE(PRIORS[prior](2), decoders.Bernoulli(nets.MLP(2, 16, 3)), POSTERIORS[posterior](2))
+    start = "guide" if prior == "standard" else "prior"
+    bounds = bdmc(vae, 20, start=start, num_temperatures=20, num_leapfrog=3, num_chains=8)
+    assert abs(bounds.gap) < max(0.05, 3 * bounds.gap_standard_error) and bounds.gap_standard_error < 0.1
 
 
 def test_the_gap_closes_on_the_easy_case():

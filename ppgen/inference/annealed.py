@@ -202,7 +202,11 @@ def ais(
     Monte Carlo on :math:`\pi_{\beta_t}` from :math:`z_{t-1}`. Chains and data are run together. The step size of every
     temperature and datum is tuned on 16 pilot chains, which are then thrown away; nothing adapts in the chains that
     are weighed, since that would bias them. Weights are accumulated in float64. Noise belongs to blocks of 100 data,
-    as in :func:`log_likelihood`. It costs num_temperatures · (num_leapfrog + 1) gradients of each chain.
+    as in :func:`log_likelihood`. It costs num_temperatures · (num_leapfrog + 1) gradients of each chain, and the
+    memory of one gradient for all chains of 100 data.
+
+    The spread over few chains says little about chains that all end too early in the same place: where much hangs on
+    the numbers, see what the gap of :func:`bdmc` is at the same settings.
 
     Takes pairs whose latents are all continuous; those with a constrained support are moved on the real line.
 

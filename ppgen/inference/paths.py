@@ -67,7 +67,6 @@ class Path:
         self.nesting = structure.nesting
         self.fixed: dict[str, Tensor] = {}  # what is drawn but is no latent: a plate's subsample
         self.charts: dict[str, _Chart] = {}
-        self.names: list[str] = []
 
     def draw(self, num_chains: int) -> Tensor:
         """Where chains begin, drawn from the start: (C, N, D)."""
@@ -97,7 +96,6 @@ class Path:
                 f"The model draws {sorted(values)} beside the observation when it is run without data, and "
                 f"{sorted(latents)} when it is run with it: both must be the same."
             )
-        self.num_data = next(len(b) for b in self.batch if isinstance(b, Tensor))
         self.fixed = {n: torch.as_tensor(s["value"]) for n, s in model_trace.nodes.items() if _subsampled(s)}
         self.charts, parts = {}, []
         for name, site in latents.items():
