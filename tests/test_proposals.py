@@ -229,13 +229,13 @@ def test_bad_numbers_are_named(options, fact):
         repaired_log_likelihood(correlated(), torch.zeros(3), **options)
 
 
-def test_what_cannot_be_refined_is_refused():
+def test_what_cannot_be_repaired_is_refused():
     def model(x):
         with data_plate(x):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     with pytest.raises(ValueError, match="draws nothing continuous"):
-        repaired_log_likelihood(Custom(model, lambda x: None), torch.zeros(3), num_steps=5)
+        repaired_log_likelihood(Custom(model, lambda x: None), torch.zeros(3))
 
     def mixed(x):
         with data_plate(x):

@@ -85,8 +85,6 @@ def _refine(
             u = coordinates.transform.inv(site["value"])
             axes[name] = u.dim() - coordinates.event_dim - 1
             own[name] = (torch.zeros_like(u).requires_grad_(), torch.zeros_like(u).requires_grad_())
-    if not own:
-        raise ValueError("The guide draws nothing continuous, so there is nothing to refine: leave num_steps at 0.")
     leaves = [leaf for both in own.values() for leaf in both]
     guide = moved(pair.guide, Move(sites=own))
     optimizer = torch.optim.Adam(leaves, lr=LEARNING_RATE)
@@ -230,7 +228,10 @@ def repaired_log_likelihood(
     chosen, better = [], []
     repaired: Pair = pair
     with evaluating(pair):
-        structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, CELL_DATA))))
+        first = device_batch(pair, rows(slice(0, CELL_DATA)))
+        structure = measure(pair.model, pair.guide, *first)
+        if not any(moves(site) for site in sites(poutine.trace(pair.guide).get_trace(*first)).values()):
+            raise ValueError("The guide draws nothing continuous, so there is nothing to repair: use log_likelihood.")
         for index, raw in enumerate(rows.batches(CELL_DATA)):
             block = device_batch(pair, raw)
             torch.manual_seed(cell_seed(pilot_seed, index, 0))
