@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +11,20 @@ import torch
 
 
 def in_turns(
-    sides: dict[str, Callable[[], object]], *, rounds: int, steps: int, device: str = "cpu"
+    sides: dict[str, Callable[[], object]], *, rounds: int, steps: int, device: str = "cpu", seconds: float = math.inf
 ) -> dict[str, list[float]]:
     """Milliseconds a step of each side: in each round every side, in a new order, takes so many steps in a row.
 
-    On a GPU the time is that between two CUDA events, so that it ends when the work has, and not when it is queued.
+    Rounds end early, but not before the third, when so many seconds have passed: on a busy machine threads wait for
+    each other. On a GPU the time is that between two CUDA events, so that it ends when the work has, and not when it
+    is queued.
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
+    began = time.perf_counter()
     for i in range(rounds):
+        if i >= 3 and time.perf_counter() - began > seconds:
+            break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             found[name].append(_milliseconds(sides[name], steps, device) / steps)
     return found
