@@ -21,8 +21,21 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Quick settings, to runs/bench; benchmarks/README.md has the results of longer runs. Waiting threads sleep, since on
+# shared cores they would hold up those that they wait for. A peer that will not install is said by the scripts.
+BENCH := runs/bench
+bench: export OMP_WAIT_POLICY = passive
 bench: $(INSTALLED)
-	set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' || echo "The peers could not be installed."
+	$(BIN)/python benchmarks/training.py --threads 1 --seconds 25 --out $(BENCH)/training.json
+	$(BIN)/python benchmarks/training.py --threads 4 --seconds 25 --out $(BENCH)/training.json
+	$(BIN)/python benchmarks/training.py --device cuda --out $(BENCH)/training.json
+	$(BIN)/python benchmarks/likelihood.py --samples 1000 --repeats 10 --pythae-repeats 2 --out $(BENCH)/likelihood.json
+	$(BIN)/python benchmarks/vamp_prior.py --components 500 --repeats 3 --out $(BENCH)/vamp_prior.json
+	$(BIN)/python benchmarks/em.py --rows 20000 --out $(BENCH)/em.json
+	$(BIN)/python benchmarks/pixelcnn_sampling.py --quick --out $(BENCH)/pixelcnn_sampling.json
+	$(BIN)/python benchmarks/growth.py --rounds 3 --out $(BENCH)/growth.json
+	$(BIN)/python benchmarks/report.py --results $(BENCH)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
