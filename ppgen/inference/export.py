@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import PARTICLES, device_batch, frame_of_data, measure, run, run_guide, sites
+from ppgen.inference.weights import PARTICLES, Structure, device_batch, frame_of_data, measure, run, run_guide, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -135,67 +136,94 @@ def to_arviz(pair: Pair, *batch: Any, num_samples: int = 100, seed: int = 0) -> 
         {'chain': 1, 'draw': 7, 'data': 5, 'z_dim_0': 2}
     """
     az = _arviz()
-    s = positive_integer("num_samples", num_samples)
+    positive_integer("num_samples", num_samples)
     rows = checked_rows(batch)
     with evaluating(pair, seed):
         given = device_batch(pair, rows(slice(None)))
         structure = measure(pair.model, pair.guide, *given)
-        nesting = structure.nesting
-        observed = {n: site for n, site in sites(run(pair.model, pair.guide, given)[0]).items() if _observation(site)}
-        proposed = run_guide(pair.guide, given, num_particles=s, nesting=nesting)
-        if structure.enumerated:
-            proposed = _with_discrete(pair, proposed, given, s, nesting)
-        posterior = {n: x for n, x in sites(proposed).items() if not (x["is_observed"] or _auxiliary(x))}
-        with pyro.plate(PARTICLES, s, dim=-1 - nesting), _Predicted():
-            predictive = sites(poutine.trace(poutine.replay(pair.model, trace=proposed)).get_trace(*given))
-            generated = sites(poutine.trace(pair.model).get_trace(*given))
-    groups = {
-        "posterior": posterior,
-        "posterior_predictive": {n: x for n, x in predictive.items() if x["infer"].get("predicted")},
-        "prior": {n: x for n, x in generated.items() if not (x["is_observed"] or x["infer"].get("predicted"))},
-        "prior_predictive": {n: x for n, x in generated.items() if x["infer"].get("predicted")},
-    }
+        observed = {n: x for n, x in sites(run(pair.model, pair.guide, given)[0]).items() if _observation(x)}
+        groups = _draws(pair, given, structure, num_samples)
+    groups["observed_data"] = {name: _named(site, name, structure.nesting, None) for name, site in observed.items()}
     frames = [frame for site in observed.values() if (frame := frame_of_data(site)) is not None]
     data = frames[0].name if frames else "data"
+    groups["constant_data"] = {
+        f"batch_{i}": (member, [data, *(f"batch_{i}_dim_{k}" for k in range(member.dim() - 1))])
+        for i, member in enumerate(given)
+        if isinstance(member, Tensor) and not any(_same(member, site["value"]) for site in observed.values())
+    }
     taken = {name for group in groups.values() for name in group} | {"chain", "draw"}
-    dims: dict[str, list[str]] = {}
-    arrays: dict[str, dict[str, Any]] = {}
-    for group, found in (*groups.items(), ("observed_data", observed)):
-        arrays[group] = {}
-        for name, site in found.items():
-            value, names = _named(site, name, nesting, s if group != "observed_data" else None)
-            dims[name] = [f"{dim}_plate" if dim in taken else dim for dim in names]
-            arrays[group][name] = (value if group == "observed_data" else value.unsqueeze(0)).cpu().numpy()
-    data = f"{data}_plate" if data in taken else data
-    arrays["constant_data"] = {}
-    for i, member in enumerate(given):
-        if isinstance(member, Tensor) and not any(_same(member, site["value"]) for site in observed.values()):
-            arrays["constant_data"][f"batch_{i}"] = member.cpu().numpy()
-            dims[f"batch_{i}"] = [data, *(f"batch_{i}_dim_{k}" for k in range(member.dim() - 1))]
-    arrays = {group: found for group, found in arrays.items() if found}
-    settings: dict[str, Any] = {"dims": dims, "coords": {data: range(len(rows))}}
+
+    def free(dim: str) -> str:
+        return f"{dim}_plate" if dim in taken else dim
+
+    dims = {name: [free(dim) for dim in names] for group in groups.values() for name, (_, names) in group.items()}
+    arrays = {
+        group: {
+            name: (value if "data" in group else value.unsqueeze(0)).cpu().numpy() for name, (value, _) in of.items()
+        }
+        for group, of in groups.items()
+        if of
+    }
+    settings: dict[str, Any] = {"dims": dims, "coords": {free(data): range(len(rows))}}
     # Before 1.0 the groups are arguments of their own.
     separate = "posterior" in inspect.signature(az.from_dict).parameters
     tree = az.from_dict(**arrays, **settings) if separate else az.from_dict(arrays, **settings)
-    if posterior:
+    if "posterior" in arrays:
         tree["posterior"].attrs["approximation"] = "draws of the guide q(z | x)"
     return tree
 
 
-def _with_discrete(pair: Pair, proposed: Trace, given: Any, num_samples: int, nesting: int) -> Trace:
+Group = dict[str, tuple[Tensor, list[str]]]
+
+
+def _draws(pair: Pair, given: Any, structure: Structure, num_samples: int) -> dict[str, Group]:
+    """The drawn groups; one after the other where the programs do not run under a plate of particles."""
+    if structure.vectorized and structure.refused is None:
+        return _drawn(pair, given, structure, num_samples)
+    passes = [_drawn(pair, given, structure, None) for _ in range(num_samples)]
+    return {
+        group: {name: (torch.stack([p[group][name][0] for p in passes]), names) for name, (_, names) in found.items()}
+        for group, found in passes[0].items()
+    }
+
+
+def _drawn(pair: Pair, given: Any, structure: Structure, num_samples: int | None) -> dict[str, Group]:
+    nesting = structure.nesting
+    proposed = run_guide(pair.guide, given, num_particles=num_samples, nesting=nesting)
+    if structure.enumerated:
+        proposed = _with_discrete(pair, proposed, given, num_samples, nesting)
+    with _particles(num_samples, nesting), _Predicted():
+        predictive = sites(poutine.trace(poutine.replay(pair.model, trace=proposed)).get_trace(*given))
+        generated = sites(poutine.trace(pair.model).get_trace(*given))
+    groups = {
+        "posterior": {n: x for n, x in sites(proposed).items() if not (x["is_observed"] or _auxiliary(x))},
+        "posterior_predictive": {n: x for n, x in predictive.items() if x["infer"].get("predicted")},
+        "prior": {n: x for n, x in generated.items() if not (x["is_observed"] or x["infer"].get("predicted"))},
+        "prior_predictive": {n: x for n, x in generated.items() if x["infer"].get("predicted")},
+    }
+    return {g: {n: _named(site, n, nesting, num_samples) for n, site in found.items()} for g, found in groups.items()}
+
+
+def _with_discrete(pair: Pair, proposed: Trace, given: Any, num_samples: int | None, nesting: int) -> Trace:
     """What the guide proposed, and the model's enumerated sites from their exact distribution given that."""
 
     def program(*members: Any) -> Any:
-        with pyro.plate(PARTICLES, num_samples, dim=-1 - nesting):
+        with _particles(num_samples, nesting):
             return poutine.replay(pair.model, trace=proposed)(*members)
 
-    exact = infer_discrete(program, first_available_dim=-2 - nesting, temperature=1)
-    found = sites(poutine.trace(exact).get_trace(*given))
+    left = {n for n, site in sites(poutine.trace(program).get_trace(*given)).items() if not site["is_observed"]}
+    if not left - set(proposed.nodes):
+        return proposed
+    exact = infer_discrete(program, first_available_dim=(-1 if num_samples is None else -2) - nesting, temperature=1)
     together = proposed.copy()
-    for name, site in found.items():
-        if name not in together and not site["is_observed"]:
+    for name, site in sites(poutine.trace(exact).get_trace(*given)).items():
+        if name in left and name not in together:
             together.add_node(name, **site)
     return together
+
+
+def _particles(num_samples: int | None, nesting: int) -> AbstractContextManager[Any]:
+    return nullcontext() if num_samples is None else pyro.plate(PARTICLES, num_samples, dim=-1 - nesting)
 
 
 def _observation(site: Any) -> bool:

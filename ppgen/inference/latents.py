@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import PARTICLES, device_batch, log_prob, measure, per_datum, run, sites
+from ppgen.inference.weights import PARTICLES, device_batch, log_prob, measure, per_datum, programs, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -62,17 +62,21 @@ def latent_report(pair: Pair, *batch: Any, num_samples: int = 32, seed: int = 0)
     halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with evaluating(pair, seed):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, 100))))
+        nesting, both = structure.nesting, programs(pair.model, pair.guide, structure)
         for block in rows.batches(100):
             given = device_batch(pair, block)
-            nesting = structure.nesting
-            model_trace, guide_trace = run(pair.model, pair.guide, given, num_particles=num_samples, nesting=nesting)
+            model_trace, guide_trace = run(*both, given, num_particles=num_samples, nesting=nesting)
             prior = sites(model_trace)
+            shape = (num_samples, len(block[0]))
             for name, q in sites(guide_trace).items():
+                log_ratio = per_datum(log_prob(q), nesting, *shape)
+                # What an autoguide draws for a site is an auxiliary site of its own, with the density of the draw.
+                of = name.removesuffix("_unconstrained") if q["infer"].get("is_auxiliary") else name
+                if name in prior:
+                    log_ratio = log_ratio - per_datum(log_prob(prior[name]), nesting, *shape)
+                divergence[of] = divergence.get(of, torch.zeros(())) + log_ratio.mean(0).sum().cpu()
                 if name not in prior:
                     continue
-                shape = (num_samples, len(block[0]))
-                log_ratio = per_datum(log_prob(q), nesting, *shape) - per_datum(log_prob(prior[name]), nesting, *shape)
-                divergence[name] = divergence.get(name, torch.zeros(())) + log_ratio.mean(0).sum().cpu()
                 z = q["value"].double().flatten(nesting + 1) if q["value"].dim() > nesting + 1 else q["value"].double()
                 first, second = z[: num_samples // 2].mean(0).cpu(), z[num_samples // 2 :].mean(0).cpu()
                 halves.setdefault(name, []).append((first, second))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.psis import TailAccumulator
-from ppgen.inference.weights import device_batch, measure
+from ppgen.inference.weights import device_batch, measure, programs
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -178,8 +179,9 @@ def log_likelihood(
     first = device_batch(pair, rows(slice(0, CELL_DATA)))
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *first)
+        model, guide = programs(pair.model, pair.guide, structure)
         weigher = Weigher(
-            pair,
+            pair if structure.vectorized else SimpleNamespace(model=model, guide=guide),
             structure,
             first,
             num_data=len(rows),

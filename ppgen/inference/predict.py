@@ -102,7 +102,9 @@ def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: i
         given = device_batch(pair, rows(slice(None)))
         guide = _Mean()(pair.guide) if mean else pair.guide
         found = sites(poutine.trace(guide).get_trace(*given))
-    latents = {name: site["value"].cpu() for name, site in found.items() if not site["is_observed"]}
+    drawn = {name: site for name, site in found.items() if not site["is_observed"]}
+    own = {name: site for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}  # of the model, too
+    latents = {name: site["value"].cpu() for name, site in (own or drawn).items()}
     if not latents:
         raise ValueError("The guide draws no latents, so there is nothing to encode (an explicit density has none).")
     return next(iter(latents.values())) if len(latents) == 1 else latents

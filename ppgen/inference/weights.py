@@ -30,6 +30,11 @@ from ppgen.pair import Pair, unadapted
 __all__ = ["log_weights"]
 
 PARTICLES = "num_particles_vectorized"
+SHARED = (
+    " A latent shared by all data (weights, locations of components, an AutoDiagonalNormal's single vector) has no "
+    "per-datum likelihood: fit() takes it; to score log p(x | w) at one value w, leave it out of the guide and hide it "
+    "in the model, poutine.block(poutine.condition(model, data={'w': w}), hide=['w'])."
+)
 Program = Callable[..., Any]
 
 
@@ -41,6 +46,8 @@ class Structure(NamedTuple):
     random: bool  # whether the guide draws anything that could come out otherwise
     point: bool  # whether the guide proposes latents, but puts all of its mass on one point
     enumerated: bool  # whether a site asks to be enumerated
+    vectorized: bool  # whether the programs run under a plate of particles
+    refused: str | None  # why there are no weights per datum, if so: a latent that all data share
 
 
 def sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -62,6 +69,8 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
 
 def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
     """A trace of the guide. Particles sit on axis −1 − nesting."""
+    if num_particles is not None and hasattr(guide, "with_particles"):
+        return guide.with_particles(batch, num_particles, nesting)
     with _particles(num_particles, nesting):
         return poutine.trace(guide).get_trace(*batch)
 
@@ -76,6 +85,8 @@ def run_model(
     enumerate_model: bool = False,
 ) -> poutine.Trace:
     """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
+    if num_particles is not None and hasattr(model, "with_particles"):
+        return model.with_particles(batch, num_particles, nesting, proposal)
     replayed = poutine.replay(model, trace=proposal)
     enumeration = EnumMessenger(first_available_dim=-2 - nesting) if enumerate_model else nullcontext()
     with enumeration, _particles(num_particles, nesting):
@@ -106,15 +117,57 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     frames = [f for site in found if (f := frame_of_data(site)) is not None]
     points = [is_point(site) for site in sites(guide_trace).values()]
-    full_size = max((f.full_size or f.size for f in frames), default=None)
+    # A plate that was given no size has −1 for it: then the batch says how many data there are.
+    full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
     length = next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
+    nesting = -min(dims, default=0)
+    enumerated = any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"])
     return Structure(
-        nesting=-min(dims, default=0),
+        nesting=nesting,
         full_size=None if full_size == length else full_size,  # the next batch may be of another length
         random=not all(points),
         point=bool(points) and all(points),
-        enumerated=any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"]),
+        enumerated=enumerated,
+        vectorized=enumerated or _vectorized(model, guide, batch, nesting),
+        refused=_without_weights(sites(model_trace), sites(guide_trace)),
     )
+
+
+def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> bool:
+    """Whether two particles run; also where nothing else does, so that what is wrong is said as usual."""
+    from ppgen.inference.repeated import Repeated  # which builds on this file
+
+    with torch.no_grad(), seeded(None, _device(batch)):
+        try:
+            run(model, guide, batch, num_particles=2, nesting=nesting)
+        except Exception:  # whatever the program is not made for
+            try:
+                run(Repeated(model), Repeated(guide), batch, num_particles=2, nesting=nesting)
+            except Exception:
+                return True
+            return False
+    return True
+
+
+def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
+    try:
+        _num_data(model_sites, guide_sites)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def programs(model: Program, guide: Program, structure: Structure) -> tuple[Program, Program]:
+    """The two programs, such that they take particles as rows if they do not run under a plate of them.
+
+    Raises:
+        ValueError: they have no weights per datum.
+    """
+    if structure.refused is not None:
+        raise ValueError(structure.refused)
+    from ppgen.inference.repeated import Repeated
+
+    return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
 
 
 def is_point(site: Any) -> bool:
@@ -196,6 +249,10 @@ def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Se
     model_sites, guide_sites = sites(model_trace), sites(guide_trace)
     check_names(model_sites, guide_sites, from_prior)
     check_point(model_sites, guide_sites)
+    return _num_data(model_sites, guide_sites)
+
+
+def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
     sizes: dict[str, int] = {}
     for where, found in (("model", model_sites), ("guide", guide_sites)):
         for name, site in found.items():
@@ -203,16 +260,16 @@ def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Se
                 kind = "observed" if site["is_observed"] else "latent"
                 raise ValueError(
                     f"The {where}'s {kind} site {name!r} has no per-datum axis: it is outside every plate on axis −1, "
-                    "so its weight belongs to no single datum. Open pyro.plate('data', len(x)) around it"
-                    + (" (a latent shared by all data has no per-datum likelihood)." if kind == "latent" else ".")
+                    "so its weight belongs to no single datum. Open pyro.plate('data', len(x)) around it."
+                    + (SHARED if kind == "latent" else "")
                 )
-            sizes[name] = frame.size
+            sizes[name] = frame.size if frame.size > 0 else (1, *site["fn"].batch_shape)[-1]  # a plate without a size
     if len(set(sizes.values())) > 1:
         raise ValueError(
             f"The plates on axis −1 differ in length: {sizes}. The data plate must be the innermost, on axis −1, and "
-            "every other plate left of it."
+            "every other plate left of it." + SHARED
         )
-    return next(iter(sizes.values()))
+    return next(iter(sizes.values()), 0)
 
 
 def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
@@ -266,6 +323,7 @@ def weigh(
     from_prior: Sequence[str] = (),
 ) -> Weighted:
     """The log weights of a pair whose structure is known, with gradients."""
+    model, guide = programs(model, guide, structure)
     # Without anything random every sample would be the same: one is computed, and stands for all.
     particles = num_samples if structure.random or from_prior else 1
     model_trace, guide_trace = run(
