@@ -170,6 +170,8 @@ class SVI:
         if self._replayed is not None:
             loss = self._replayed(batch)
         else:
+            for parameter in self.parameters:
+                parameter.grad = None  # its memory, which the caches still hold, serves the next one
             loss, whole, found = self._gradients(batch)
             if not torch.isfinite(whole):
                 raise self._explain(loss, batch)
