@@ -61,7 +61,8 @@ class EM:
     Example:
         >>> from ppgen.inference import train
         >>> from ppgen.models import GaussianMixture
-        >>> x = torch.cat([torch.randn(100, 2), torch.randn(100, 2) + 8])
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(200, 2, generator=noise) + torch.tensor([0.0, 8.0]).repeat_interleave(100).unsqueeze(1)
         >>> step = EM(GaussianMixture(2, 2), num_restarts=3, tolerance=1e-4, seed=0)
         >>> history = train(step, x, epochs=100, batch_size=len(x), progress=False)
         >>> history.stopped_early, history.loss[-1] <= history.loss[0]
