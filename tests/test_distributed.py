@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ppgen import decoders, models, nn, posteriors, priors
+from ppgen import cli, decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, elbo, fit, log_likelihood, train
 from ppgen.inference.distributed import current, gathered, own_seed, processes
 from ppgen.pair import Custom, data_plate
@@ -191,6 +191,7 @@ def test_nothing_happens_without_torchrun():
 SMALL = ["--data", "digits", "--latent-dim", 2, "--hidden", 8, "--epochs", 2]
 
 
+@pytest.mark.slow
 def test_training_writes_and_prints_once(tmp_path):
     done = torchrun(2, "-m", "ppgen", "train", "vae", *SMALL, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -261,6 +262,25 @@ def test_stochastic_pairs_reach_the_same_bound(tmp_path):
         many = torch.tensor(everywhere("seeds", count, tmp_path)[0])
         error = math.sqrt((one.var() + many.var()) / 5)
         assert abs(many.mean() - one.mean()) < 3 * error, (one, many)
+
+
+def test_a_grid_in_two_processes_is_the_grid_in_one(tmp_path, monkeypatch, capsys):
+    """A prior that needs more pseudo-inputs than there are data is refused in either, for the same reason."""
+    rows = []
+    for jobs in ("1", "2"):
+        out = tmp_path / jobs
+        arguments = ["--prior", "standard,vamp", "--posterior", "diagonal", "--num-components", 5000, "--warmup", 0]
+        command = ["ppgen", "compare", *SMALL, *arguments, "--num-samples", 30, "--jobs", jobs, "--out", out]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code in (0, None), capsys.readouterr().err
+        rows.append(json.loads((out / "comparison.json").read_text())["rows"])
+    for row in (*rows[0], *rows[1]):
+        row.pop("seconds", None)
+    assert rows[0] == rows[1]
+    assert rows[0][0]["name"] == "standard + diagonal" and "5000 pseudo-inputs" in rows[0][1]["refused"]
+    assert (tmp_path / "1" / "samples.png").read_bytes() == (tmp_path / "2" / "samples.png").read_bytes()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,12 @@ from rich.table import Table
 
 from ppgen import plots
 from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
-from ppgen.catalogue.training import check_schedule, variational
+from ppgen.catalogue.training import check_schedule
+from ppgen.cli.grid import Cell, Work, worked
 from ppgen.cli.lineup import lineup
 from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
-from ppgen.cli.source import build, load, num_classes, visible
-from ppgen.compare import Comparison
-from ppgen.compare import compare as compare_pairs
-from ppgen.inference import sample
+from ppgen.cli.source import load, num_classes, visible
+from ppgen.compare import Comparison, rank
 from ppgen.runs import write_json
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
@@ -53,6 +52,9 @@ def compare(
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: Annotated[str, typer.Option(help=HELP["device"])] = "auto",
     seeds: Annotated[int, typer.Option(help="With --models: how often each is trained, to see how stable it is.")] = 2,
+    jobs: Annotated[
+        int, typer.Option(help="Processes that share the combinations, a thread (and a GPU, if there are any) each.")
+    ] = 1,
     data_dir: DataDir = None,
     binarize: Binarize = None,
 ) -> None:
@@ -74,65 +76,61 @@ def compare(
     }
     check_schedule(lr, warmup, patience, epochs)
     lookup("model", model, SWAPPING)
+    if jobs < 1 or (jobs > 1 and models is not None):
+        raise ValueError(f"--jobs must be a positive whole number, and 1 with --models, got {jobs}.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("compare starts its own processes: give --jobs, and start it without torchrun.")
     if models is not None:
         given = {**training, "decoder": decoder, "latent_dim": latent_dim, "hidden": hidden, "device": device}
         lineup(_names("models", models, COMPARABLE), out, data, data_dir, binarize, given, num_samples, seeds, seed)
         return
-    cells = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
-    loaded = load(data, data_dir, binarize, model, decoder)
+    grid = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
+    source = (data, data_dir, binarize, model, decoder)
+    loaded = load(*source)
     given = {"decoder": decoder, "latent_dim": latent_dim, "num_components": num_components, "hidden": hidden}
     defaults = {name: p.default for name, p in settings_of(MODELS[model].build).items()}
     shared = chosen(defaults, given, data)
     shape, classes = tuple(loaded.event_shape), num_classes(loaded)
     recipes = {
         f"{p} + {q}": Recipe(model, shape, loaded.num_levels, classes, {**shared, "prior": p, "posterior": q})
-        for p, q in cells
+        for p, q in grid
     }
     first = next(iter(recipes.values()))
-    batch = first.batch(loaded.train, loaded.train_labels)
-    validation = first.batch(loaded.validation, loaded.validation_labels)
-    test = first.batch(loaded.test, loaded.test_labels)
     out.mkdir(parents=True, exist_ok=True)
-    pairs: dict[str, Any] = {}
-    details: dict[str, dict[str, Any]] = {}
-    refused: list[dict[str, Any]] = []
-    for i, ((name, recipe), (p, q)) in enumerate(zip(recipes.items(), cells, strict=True), 1):
-        began = time.perf_counter()
-        try:
-            pair = build(recipe, loaded, seed)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            refused.append({"name": name, "prior": p, "posterior": q, "refused": reason})
-            _say(f"[{i}/{len(recipes)}] {name}: refused: {reason}")
-            continue
-        history = variational(pair, batch, validation, **training, seed=seed, device=device, progress=False)
-        seconds = time.perf_counter() - began
-        pairs[name] = pair
-        details[name] = {"prior": p, "posterior": q, "seconds": round(seconds, 1)}
-        _say(
-            f"[{i}/{len(recipes)}] {name}: {len(history.loss)} epochs in {seconds:.0f} s"
-            + (f" (note: {recipe.note})" if recipe.note else "")
-        )
-    if not pairs:
+    names = list(recipes)
+    parts = {name: {"prior": p, "posterior": q} for name, (p, q) in zip(names, grid, strict=True)}
+    found: dict[str, Cell | str] = {}
+    work = Work(source, {**training, "device": device}, num_samples, seed)
+    for index, cell in worked(work, list(recipes.values()), loaded, jobs):
+        name = names[index]
+        found[name] = cell
+        note = f" (note: {recipes[name].note})" if recipes[name].note else ""
+        said = f"refused: {cell}" if isinstance(cell, str) else f"{cell.epochs} epochs in {cell.seconds:.0f} s{note}"
+        _say(f"[{len(found)}/{len(names)}] {name}: {said}")
+    refused = [{"name": n, **parts[n], "refused": cell} for n in names if isinstance(cell := found[n], str)]
+    cells = {n: cell for n in names if not isinstance(cell := found[n], str)}
+    if not cells:
         raise ValueError(f"Every combination was refused; the first: {refused[0]['refused']}")
-    result = compare_pairs(pairs, *test, num_samples=num_samples, seed=seed, details=details)
-    source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
+    result = rank(
+        {name: cell.estimate for name, cell in cells.items()},
+        before={name: {**parts[name], "seconds": round(cell.seconds, 1)} for name, cell in cells.items()},
+        after={name: cell.figures for name, cell in cells.items()},
+    )
+    about = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
     settings = {"model": model, **training, "num_samples": num_samples, "seed": seed, **shared}
     settings = {name: value for name, value in settings.items() if name not in ("prior", "posterior")}
     verdict = result.verdict()
-    write_json(out / "comparison.json", {**source, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
+    write_json(out / "comparison.json", {**about, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
     result.write_csv(out / "comparison.csv", refused)
     plots.comparison(result.rows, out / "comparison.png")
     files = ["comparison.csv", "comparison.json", "comparison.png"]
     if plots.is_picture(loaded.event_shape):
-        context = first.context(36)
-        means = {name: sample(pair, 36, *context, mean=True, seed=seed) for name, pair in pairs.items()}
-        groups = {name: visible(mean, first) for name, mean in means.items()}
-        plots.sheet(groups, out / "samples.png", columns=len({q for _, q in cells}))
+        groups = {name: visible(means, first) for name, cell in cells.items() if (means := cell.means) is not None}
+        plots.sheet(groups, out / "samples.png", columns=len({q for _, q in grid}))
         files.append("samples.png")
     _print_table(result, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, S = {num_samples}")
-    for cell in refused:
-        print(f"Refused: {cell['name']}: {cell['refused']}")
+    for row in refused:
+        print(f"Refused: {row['name']}: {row['refused']}")
     print(verdict)
     print(f"Files in {out}: {', '.join(files)}")
 
