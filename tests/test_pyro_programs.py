@@ -351,7 +351,7 @@ def test_particles_as_rows_are_what_a_loop_over_draws_gives():
         log_p = dist.Bernoulli(cvae.generation_net(z)[..., hidden]).log_prob(ys[:, hidden]).sum(-1)
         expected = log_p + dist.Normal(*prior).log_prob(z).sum(-1) - dist.Normal(loc, scale).log_prob(z).sum(-1)
     assert torch.allclose(found, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="num_particles=2.*iwae"):
+    with pytest.raises(ValueError, match=r"num_particles=2.*iwae"):
         elbo(num_particles=2)(pair.model, pair.guide, xs, ys)
 
 

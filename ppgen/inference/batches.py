@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ppgen.inference.distributed import own_part
+from ppgen.inference.hygiene import warn_of_probabilities
 from ppgen.inference.weights import sites
 
 __all__ = ["Rows", "checked_rows"]
@@ -112,9 +113,12 @@ def observed_supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
     with torch.no_grad(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    observed = sites(model_trace)
+    warn_of_probabilities(pair, observed)
     found = []
-    for name, site in sites(model_trace).items():
-        member = next((i for i, m in enumerate(batch) if m is site["value"]), None) if site["is_observed"] else None
+    for name, site in observed.items():
+        same = (i for i, m in enumerate(batch) if _same_rows(m, site["value"]))
+        member = next(same, None) if site["is_observed"] else None
         constraint, distribution = _support(site["fn"])
         if member is not None and constraint is not None:
             found.append(Support(member, name, distribution, constraint, site["value"].shape[1:]))
@@ -129,8 +133,9 @@ def check_support(supports: Sequence[Support], batch: Sequence[Any], name: str =
     """
     for support in supports:
         values = batch[support.member]
-        if values.shape[1:] != support.shape:
+        if values[0].numel() != support.shape.numel():
             continue
+        values = values.reshape(-1, *support.shape)
         good = support.constraint.check(values)
         if not good.all():
             row = start + int((~good.reshape(len(values), -1).all(1)).nonzero()[0])
@@ -140,6 +145,14 @@ def check_support(supports: Sequence[Support], batch: Sequence[Any], name: str =
                 f"{support.distribution} on {support.constraint} (values run from {low:g} to {high:g}). Binarise or "
                 "rescale the data, or choose a decoder whose support holds them."
             )
+
+
+def _same_rows(member: Any, value: Any) -> bool:
+    """Whether a site observed a member as it is, or with its rows in another shape."""
+    if member is value or not (isinstance(member, Tensor) and isinstance(value, Tensor)):
+        return member is value
+    same = member.data_ptr() == value.data_ptr() and member.numel() == value.numel()
+    return same and value.is_contiguous() and value.shape[:1] == member.shape[:1]
 
 
 def _support(fn: Any) -> tuple[Any, str]:

@@ -16,10 +16,11 @@ from ppgen.inference.distributed import spread
 from ppgen.inference.evaluation import Weigher
 from ppgen.inference.export import elpd_data
 from ppgen.inference.fingerprint import fingerprint
+from ppgen.inference.hygiene import check_observed, warn_of_probabilities, watching_modes
 from ppgen.inference.masks import masked
-from ppgen.inference.modes import evaluating
+from ppgen.inference.modes import device_of, evaluating, seeded
 from ppgen.inference.psis import TailAccumulator
-from ppgen.inference.weights import device_batch, measure, programs
+from ppgen.inference.weights import device_batch, measure, programs, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -180,6 +181,10 @@ def log_likelihood(
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *first)
         model, guide = programs(pair.model, pair.guide, structure)
+        with watching_modes(pair), seeded(None, device_of(pair)):
+            found = sites(run(pair.model, pair.guide, first)[0])
+        check_observed(found)
+        warn_of_probabilities(pair, found)
         weigher = Weigher(
             pair if structure.vectorized else SimpleNamespace(model=model, guide=guide),
             structure,

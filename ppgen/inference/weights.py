@@ -23,6 +23,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.inference.hygiene import warn_of_train_mode
 from ppgen.inference.modes import device_of, seeded
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
@@ -418,6 +419,8 @@ def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[
         torch.Size([7, 5])
     """
     positive_integer("num_samples", num_samples)
+    if not torch.is_grad_enabled():
+        warn_of_train_mode(pair)
     structure = measure(pair.model, pair.guide, *batch)
     return weigh(pair.model, pair.guide, batch, num_samples, structure, from_prior).log_weights
 
