@@ -188,6 +188,14 @@ def test_nothing_happens_without_torchrun():
         assert gathered("x") == ["x"]
 
 
+def test_the_loss_of_a_part_is_per_row_of_the_part():
+    density = models.ExplicitDensity(priors.Autoregressive(9, hidden=(16,)))
+    step = SVI(density)
+    for rows in (50, 10, 33):  # whichever length the first batch had
+        exact = -log_likelihood(density, X[:rows], num_samples=1).mean
+        assert step.evaluate(X[:rows]).item() == pytest.approx(exact, rel=1e-5)
+
+
 SMALL = ["--data", "digits", "--latent-dim", 2, "--hidden", 8, "--epochs", 2]
 
 
