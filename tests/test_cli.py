@@ -65,6 +65,8 @@ def test_a_run_holds_what_rebuilds_it_and_what_one_looks_at(run):
         "reconstructions.png",
         "pseudo_inputs.png",
         "manifold.png",
+        "traversals.png",
+        "interpolations.png",
     }
     history = json.loads((run / "history.json").read_text())
     assert len(history["loss"]) == len(history["validation"]) == 2

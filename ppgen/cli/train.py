@@ -135,6 +135,11 @@ def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out
         if recipe.model == "vae" and latents.shape[-1] == 2:
             plots.manifold(pair, out / "manifold.png", top=recipe.observed.high)
             names.append("manifold.png")
+        if recipe.model == "vae":
+            x, top = loaded.test[:100], recipe.observed.high
+            plots.traversals(pair, x, out / "traversals.png", top=top)
+            plots.interpolations(pair, x[:8], x[:8].roll(1, 0), out / "interpolations.png", top=top)
+            names += ["traversals.png", "interpolations.png"]
     prior = getattr(pair, "prior", None)
     if isinstance(prior, VampPrior):
         inputs = prior.pseudo_inputs.detach().clamp(prior.low, prior.high).cpu()

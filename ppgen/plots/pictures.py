@@ -1,4 +1,4 @@
-"""What people would rather look at than read. Figures are written straight to files; pyplot's state is not used."""
+"""Data and results as figures. They are written straight to files; pyplot's state is not used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppgen.inference import History, decode
 
-__all__ = ["comparison", "images", "losses", "manifold", "sheet"]
+__all__ = ["comparison", "draw_pictures", "images", "is_picture", "losses", "manifold", "sheet"]
 
 
 def _canvas(pictures: Tensor, columns: int) -> Tensor:
@@ -24,6 +24,11 @@ def _canvas(pictures: Tensor, columns: int) -> Tensor:
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         canvas[:, top : top + height, left : left + width] = picture
     return canvas.permute(1, 2, 0)
+
+
+def draw_pictures(axes: Any, pictures: Tensor, columns: int) -> None:
+    """A grid of pictures (N, C, H, W) in [0, 1] on axes."""
+    _show(axes, _canvas(pictures.float(), columns))
 
 
 def _show(axes: Any, canvas: Tensor) -> None:
@@ -67,7 +72,7 @@ def sheet(groups: dict[str, Tensor], path: Path, *, columns: int = 4, per_row: i
     for axes in grid:
         axes.set_axis_off()
     for axes, (name, pictures) in zip(grid, groups.items(), strict=False):
-        _show(axes, _canvas(pictures.float(), per_row))
+        draw_pictures(axes, pictures, per_row)
         axes.set_title(name, fontsize=8)
     figure.savefig(path, dpi=150)
 
