@@ -2,6 +2,10 @@
 
 import builtins
 import math
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -137,3 +141,72 @@ def test_without_arviz_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r"pip install 'ppgen\[arviz\]'"):
         to_arviz(FactorAnalysis(5, 2), torch.randn(6, 5))
+
+
+def test_draws_of_programs_that_no_plate_of_particles_survives_and_of_shared_latents():
+    """One after the other, then: an index by the batch, and the locations of components."""
+
+    def model(x):
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(torch.tensor([-9.0, 9.0]), 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("components", 2):
+            pyro.sample("locs", dist.Normal(torch.tensor([-9.0, 9.0]), 0.1))
+
+    x = torch.tensor([-9.0, 9.0, 8.0])
+    tree = to_arviz(Custom(model, guide), x, num_samples=5)
+    assert dict(tree["posterior"]["locs"].sizes) == {"chain": 1, "draw": 5, "components": 2}
+    assert (tree["posterior"]["k"].values == [0, 1, 1]).all()
+    assert (abs(tree["posterior_predictive"]["x"].values - [-9, 9, 9]) < 6).all()
+
+    def indexed(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.view(len(x), 2)[:, 0], 1.0), obs=x)
+
+    def proposal(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    tree = to_arviz(Custom(indexed, proposal), x, num_samples=5)
+    assert dict(tree["posterior"]["z"].sizes) == {"chain": 1, "draw": 5, "data": 3, "z_dim_0": 2}
+
+
+def test_from_1_0_on_the_groups_are_one_argument_and_estimates_a_dataclass(monkeypatch):
+    """A stand-in with the signatures of ArviZ 1.x, which this Python may be too old for."""
+
+    @dataclass(kw_only=True)
+    class ELPDData:
+        kind: str
+        elpd: float
+        se: float
+        p: float
+        n_samples: int
+        n_data_points: int
+        scale: str
+        warning: bool
+        good_k: float
+        elpd_i: Any = None
+        pareto_k: Any = None
+
+    class Group(dict):
+        attrs: ClassVar[dict] = {}
+
+    def from_dict(data, *, coords=None, dims=None):
+        assert set(dims) >= {name for group in data.values() for name in group}
+        return {group: Group(found) for group, found in data.items()}
+
+    arviz, stats, utils = (ModuleType(name) for name in ("arviz", "arviz_stats", "arviz_stats.utils"))
+    arviz.from_dict, utils.ELPDData = from_dict, ELPDData
+    for module in (arviz, stats, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    x = torch.randn(6, 5)
+    tree = to_arviz(FactorAnalysis(5, 2), x, num_samples=8)
+    assert tree["posterior"]["z"].shape == (1, 8, 6, 2) and tree["observed_data"]["x"].shape == (6, 5)
+    estimate = log_likelihood(FactorAnalysis(5, 2), x, num_samples=30)
+    found = estimate.to_arviz()
+    assert found.elpd == pytest.approx(6 * estimate.mean) and found.elpd_i.dims == ("data",) and not found.warning

@@ -16,7 +16,17 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from ppgen.inference import elbo, encode, fit, iwae, latent_report, log_likelihood, log_weights
+from ppgen.inference import (
+    ais,
+    elbo,
+    encode,
+    fit,
+    iwae,
+    latent_report,
+    log_likelihood,
+    log_weights,
+    repaired_log_likelihood,
+)
 from ppgen.pair import Custom
 
 PIXELS, Z = 12, 2
@@ -351,8 +361,13 @@ def test_particles_as_rows_are_what_a_loop_over_draws_gives():
         log_p = dist.Bernoulli(cvae.generation_net(z)[..., hidden]).log_prob(ys[:, hidden]).sum(-1)
         expected = log_p + dist.Normal(*prior).log_prob(z).sum(-1) - dist.Normal(loc, scale).log_prob(z).sum(-1)
     assert torch.allclose(found, expected, atol=1e-5)
-    with pytest.raises(ValueError, match=r"num_particles=2.*iwae"):
-        elbo(num_particles=2)(pair.model, pair.guide, xs, ys)
+    for several in (
+        lambda: elbo(num_particles=2)(pair.model, pair.guide, xs, ys),
+        lambda: repaired_log_likelihood(pair, xs, ys, num_samples=30),
+        lambda: ais(pair, xs, ys, num_chains=2, num_temperatures=3),
+    ):
+        with pytest.raises(ValueError, match=r"many particles at once.*log_likelihood and iwae\(k\) take it"):
+            several()
 
 
 def test_masked_steps_and_annealing_leave_the_likelihood_alone():

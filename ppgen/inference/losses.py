@@ -19,6 +19,7 @@ from ppgen.inference.weights import (
     Program,
     Structure,
     check_names,
+    check_vectorized,
     log_prob,
     measure,
     per_datum,
@@ -120,11 +121,8 @@ class ELBO(nn.Module):
         if structure.enumerated:
             return self._enumerated(model, guide, batch, beta, structure) / size
         particles = self.num_particles if self.num_particles > 1 else None
-        if particles and not structure.vectorized:
-            raise ValueError(
-                f"num_particles={particles}, and this pair indexes or reshapes by its batch, so it does not run under "
-                "a plate of particles: leave num_particles at 1, or take iwae(k), whose draws can be rows of the batch."
-            )
+        if particles:
+            check_vectorized(structure, f"num_particles={particles}")
         model_trace, guide_trace = run(model, guide, batch, num_particles=particles, nesting=structure.nesting)
         model_sites, guide_sites = sites(model_trace), sites(guide_trace)
         check_names(model_sites, guide_sites)

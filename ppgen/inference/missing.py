@@ -13,7 +13,7 @@ from ppgen.inference.batches import checked_rows
 from ppgen.inference.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import check, device_batch, log_prob, measure, run, sites
+from ppgen.inference.weights import check, check_vectorized, device_batch, log_prob, measure, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -54,6 +54,7 @@ def _average(
     results = []
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, CELL_DATA))))
+        check_vectorized(structure, "Imputation")
         if structure.nesting > 1:
             raise ValueError(
                 f"The pair has {structure.nesting - 1} plates inside the data plate, and only observations that are "

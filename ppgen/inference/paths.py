@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.inference.weights import check, is_point, log_prob, measure, per_datum, run, sites
+from ppgen.inference.weights import check, check_vectorized, is_point, log_prob, measure, per_datum, run, sites
 from ppgen.pair import Pair
 
 __all__ = ["Given", "Path"]
@@ -64,6 +64,7 @@ class Path:
         self.model, self.guide = pair.model, pair.guide if start == "guide" else _nothing
         self.batch, self.start = batch, start
         structure = measure(self.model, self.guide, *batch)
+        check_vectorized(structure, "Annealing")
         self.nesting = structure.nesting
         self.fixed: dict[str, Tensor] = {}  # what is drawn but is no latent: a plate's subsample
         self.charts: dict[str, _Chart] = {}

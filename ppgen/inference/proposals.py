@@ -27,6 +27,7 @@ from ppgen.inference.paths import Given
 from ppgen.inference.weights import (
     PARTICLES,
     Structure,
+    check_vectorized,
     combine,
     device_batch,
     log_prob,
@@ -230,6 +231,7 @@ def repaired_log_likelihood(
     with evaluating(pair):
         first = device_batch(pair, rows(slice(0, CELL_DATA)))
         structure = measure(pair.model, pair.guide, *first)
+        check_vectorized(structure, "A pilot")
         if not any(moves(site) for site in sites(poutine.trace(pair.guide).get_trace(*first)).values()):
             raise ValueError("The guide draws nothing continuous, so there is nothing to repair: use log_likelihood.")
         for index, raw in enumerate(rows.batches(CELL_DATA)):

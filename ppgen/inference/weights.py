@@ -171,6 +171,20 @@ def programs(model: Program, guide: Program, structure: Structure) -> tuple[Prog
     return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
 
 
+def check_vectorized(structure: Structure, what: str) -> None:
+    """Makes sure that the programs run under a plate of particles.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not structure.vectorized:
+        raise ValueError(
+            f"{what} draws many particles at once, and this pair indexes or reshapes by its batch, so that it does not "
+            "run under a plate of them. Write the program so that latents may have one more axis (z[..., 0], not "
+            "z[:, 0]; no z.view(len(x), -1)); log_likelihood and iwae(k) take it as it is, with draws as rows."
+        )
+
+
 def is_point(site: Any) -> bool:
     """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
     fn = unadapted(site["fn"])
