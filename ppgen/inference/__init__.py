@@ -2,11 +2,12 @@
 
 from ppgen.inference import adversarial
 from ppgen.inference.adversarial_step import Adversarial
+from ppgen.inference.aggregate import energy_distance, mutual_information
 from ppgen.inference.annealed import AnnealedEstimate, ais
 from ppgen.inference.bidirectional import Bounds, bdmc
 from ppgen.inference.em import EM
 from ppgen.inference.export import to_arviz
-from ppgen.inference.latents import LatentReport, latent_report, mutual_information
+from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
 from ppgen.inference.missing import denoise, impute
@@ -38,6 +39,7 @@ __all__ = [
     "dreg",
     "elbo",
     "encode",
+    "energy_distance",
     "fit",
     "impute",
     "iwae",

@@ -2,22 +2,22 @@ r"""What the latent does: how many nats it carries, and how many of its coordina
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Independent
 
+from ppgen.inference.aggregate import energy_distance, mutual_information_and_kl
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import PARTICLES, device_batch, log_prob, measure, per_datum, programs, run, sites
+from ppgen.inference.weights import device_batch, log_prob, measure, per_datum, programs, run, sites
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import Pair
+from ppgen.pair import Pair, unadapted
 
-__all__ = ["LatentReport", "latent_report", "mutual_information"]
+__all__ = ["LatentReport", "latent_report"]
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,74 @@ class LatentReport:
     Attributes:
         kl: mean over the data of KL(q(z | x) ‖ p(z)), in nats.
         active_units: coordinates whose posterior mean varies over the data by more than 0.01.
+        kl_per_dimension: ``kl`` by coordinate, in nats, of the latent's shape (other plates first); its sum is ``kl``.
+            None where q or p does not factorise over coordinates: flows, mixtures, full covariances.
+        mutual_information: I(x; z) of all latents together, in nats, at most log N; None if not asked for.
+        aggregate_kl: KL(q(z) ‖ p(z)) of all latents together, in nats; None if not asked for, or if it is not defined:
+            the prior depends on the datum, or the model draws latents that the guide does not.
+        energy_distance: between the aggregate posterior and the prior, by continuous site, in the latent's own units,
+            without bias (so that it can be slightly negative); None if not asked for.
     """
 
     kl: dict[str, float]
     active_units: dict[str, int]
+    kl_per_dimension: dict[str, Tensor | None] = field(default_factory=dict)
+    mutual_information: float | None = None
+    aggregate_kl: float | None = None
+    energy_distance: dict[str, float] | None = None
 
 
-def latent_report(pair: Pair, *batch: Any, num_samples: int = 32, seed: int = 0) -> LatentReport:
-    r"""KL divergences and active units of a pair's latents, by Monte Carlo.
+def latent_report(
+    pair: Pair, *batch: Any, num_samples: int = 32, num_aggregate: int = 0, seed: int = 0
+) -> LatentReport:
+    r"""KL divergences and active units of a pair's latents, and how far they are from the prior, by Monte Carlo.
 
     .. math::
         \mathrm{KL} = \mathbb{E}_{q(z \mid x)}[\log q(z \mid x) - \log p(z)], \qquad
         A_u = \mathrm{Var}_x\bigl(\mathbb{E}_{q(u \mid x)}[u]\bigr) > 0.01
 
     The variance of the posterior mean is estimated without bias, as the covariance of the means of two independent
-    halves of the draws.
+    halves of the draws. The mean KL divergence is what the latents tell about the datum, and how far all data's
+    latents together, the aggregate posterior :math:`q(z) = \frac{1}{N} \sum_n q(z \mid x_n)`, are from the prior:
+
+    .. math::
+        \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid x_n) ‖ p(z)) = I_q(x; z) + \mathrm{KL}(q(z) ‖ p(z))
+
+    Both are unbiased for these N data, each from the same one draw a datum. As estimates for all data that there could
+    be, the first is too small and the second too large, by the same amount, much where the first nears log N.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+
+        ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016),
+        http://approximateinference.org/2016/accepted/HoffmanJohnson2016.pdf
 
     Args:
         pair: anything with ``.model`` and ``.guide``.
         batch: the data, N rows.
         num_samples: draws per datum, at least 2.
+        num_aggregate: how many data, the first, make the aggregate posterior, at least 2: the guide scores each one's
+            draw under each one's posterior, the square of this many. 0 leaves out what needs it.
         seed: of the noise.
 
     Raises:
-        ValueError: a bad number of samples, or data that is empty or not finite.
+        ValueError: a bad number of samples, or data that is empty or not finite; with ``num_aggregate``, a guide
+            without latents, or that cannot score latents that it has not drawn, or plates inside the data plate.
+
+    Example:
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> q = posteriors.DiagNormal(nn.MLP(64, 6))
+        >>> vae = models.VAE(priors.StandardNormal(3), decoders.Bernoulli(nn.MLP(3, 64)), q)
+        >>> latent_report(vae, torch.rand(50, 64).round()).kl_per_dimension["z"].shape
+        torch.Size([3])
     """
+    if num_aggregate != 0 and positive_integer("num_aggregate", num_aggregate) < 2:
+        raise ValueError("num_aggregate must be 0, or at least 2: one datum's posterior is no aggregate; got 1.")
     if positive_integer("num_samples", num_samples) < 2:
         raise ValueError(f"num_samples must be at least 2, to tell noise from signal, got {num_samples}.")
     rows = checked_rows(batch)
     divergence: dict[str, Tensor] = {}
+    dimensions: dict[str, Tensor | None] = {}
     halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with evaluating(pair, seed):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, 100))))
@@ -75,6 +111,8 @@ def latent_report(pair: Pair, *batch: Any, num_samples: int = 32, seed: int = 0)
                 if name in prior:
                     log_ratio = log_ratio - per_datum(log_prob(prior[name]), nesting, *shape)
                 divergence[of] = divergence.get(of, torch.zeros(())) + log_ratio.mean(0).sum().cpu()
+                part = _per_dimension(q, prior.get(name), nesting, len(block[0]))
+                dimensions[of] = _sum(dimensions[of], part) if of in dimensions else part
                 if name not in prior:
                     continue
                 z = q["value"].double().flatten(nesting + 1) if q["value"].dim() > nesting + 1 else q["value"].double()
@@ -85,57 +123,45 @@ def latent_report(pair: Pair, *batch: Any, num_samples: int = 32, seed: int = 0)
         first, second = (torch.cat(h) for h in zip(*pairs, strict=True))
         covariance = ((first - first.mean(0)) * (second - second.mean(0))).mean(0)
         active[name] = int((covariance > 0.01).sum())
-    return LatentReport({name: float(kl) / len(rows) for name, kl in divergence.items()}, active)
+    information = distance = distances = None
+    if num_aggregate:
+        first_rows = rows(slice(0, num_aggregate))
+        information, distance = mutual_information_and_kl(pair, *first_rows, seed=seed)
+        distances = energy_distance(pair, *first_rows, seed=seed)
+    return LatentReport(
+        kl={name: float(kl) / len(rows) for name, kl in divergence.items()},
+        active_units=active,
+        kl_per_dimension={name: None if kl is None else kl / len(rows) for name, kl in dimensions.items()},
+        mutual_information=information,
+        aggregate_kl=distance,
+        energy_distance=distances,
+    )
 
 
-def mutual_information(pair: Pair, *batch: Any, seed: int = 0) -> float:
-    r"""How much the latents, all together, tell about which datum they belong to: at most log N nats.
+def _per_dimension(q: Any, p: Any, nesting: int, num_data: int) -> Tensor | None:
+    """E[log q − log p] by coordinate, summed over the data; None if one of the two does not factorise."""
+    log_q, log_p = _elementwise(q), torch.zeros(()) if p is None else _elementwise(p)
+    if log_q is None or log_p is None:
+        return None
+    ratio = (log_q - log_p.to(log_q.device)).double()
+    ratio = ratio.reshape((1,) * (nesting + 1 + len(q["fn"].event_shape) - ratio.dim()) + ratio.shape)
+    ratio = ratio.expand(*ratio.shape[:nesting], num_data, *ratio.shape[nesting + 1 :])
+    return ratio.sum(nesting).mean(0).cpu()
 
-    .. math:: I_q(x; z) \approx \frac{1}{N} \sum_{n} \log \frac{q(z_n \mid x_n)}{\frac{1}{N} \sum_m q(z_n \mid x_m)},
-        \qquad z_n \sim q(z \mid x_n)
 
-    The KL term of the ELBO is this and how far the data's latents together are from the prior. It is zero for a latent
-    that is ignored, and near log N where every datum has a place of its own: more data are then needed to see more.
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None or first.shape != second.shape else first + second
 
-    References:
-        ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016),
-        http://approximateinference.org/2016/accepted/HoffmanJohnson2016.pdf
 
-    Args:
-        pair: anything with ``.model`` and ``.guide``, whose guide can score latents that it has not drawn.
-        batch: the data, N rows.
-        seed: of the noise.
-
-    Raises:
-        ValueError: a guide without latents, or plates inside the data plate, or data that is empty or not finite.
-
-    Example:
-        >>> from ppgen import decoders, models, nn, posteriors, priors
-        >>> vae = models.VAE(
-        ...     priors.StandardNormal(2),
-        ...     decoders.Bernoulli(nn.MLP(2, 64)),
-        ...     posteriors.DiagNormal(nn.MLP(64, 4)),
-        ... )
-        >>> 0 <= mutual_information(vae, torch.rand(50, 64).round()) <= math.log(50)
-        True
-    """
-    rows = checked_rows(batch)
-    n, block = len(rows), 100
-    with evaluating(pair, seed):
-        given = device_batch(pair, rows(slice(None)))
-        if measure(pair.model, pair.guide, *given).nesting > 1:
-            raise ValueError("mutual_information takes latents that are one event a datum: write them as .to_event().")
-        drawn = {name: site["value"] for name, site in sites(poutine.trace(pair.guide).get_trace(*given)).items()}
-        if not drawn:
-            raise ValueError("The guide draws no latents, so they have no information about anything.")
-        total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, n, block):
-            chosen = {name: z[start : start + block].unsqueeze(1) for name, z in drawn.items()}
-            size = len(next(iter(chosen.values())))
-            values = {name: z.expand(size, n, *z.shape[2:]) for name, z in chosen.items()}
-            with pyro.plate(PARTICLES, size, dim=-2):
-                found = sites(poutine.trace(poutine.condition(pair.guide, data=values)).get_trace(*given))
-            log_q = torch.stack([per_datum(log_prob(site), 1, size, n) for site in found.values()]).sum(0).double()
-            own = log_q[torch.arange(size), torch.arange(start, start + size)]
-            total = total + (own - log_q.logsumexp(1) + math.log(n)).sum().cpu()
-    return float(total) / n
+def _elementwise(site: Any) -> Tensor | None:
+    """The log-probability of each coordinate, if it has one of its own."""
+    fn = unadapted(site["fn"])
+    while isinstance(fn, Independent):
+        fn = unadapted(fn.base_dist)
+    if "scored" in site or fn.event_shape:
+        return None
+    mask = site["mask"]
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(mask.shape + (1,) * len(site["fn"].event_shape))
+    value: Tensor = scale_and_mask(fn.log_prob(site["value"]), 1.0, mask)
+    return value
