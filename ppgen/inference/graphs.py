@@ -29,6 +29,10 @@ __all__ = ["CannotTrace", "Graph", "trace"]
 
 LOCK = threading.Lock()  # tracing sets torch's and Pyro's global state for a moment
 aten = torch.ops.aten
+# Of inductor. Noise comes from torch's own generator, so that compiled code draws what eager draws. Vector instructions
+# are those that the processor states: a trial of each by the compiler takes seven seconds, and what it would find, a
+# compiler that cannot use them, ends in eager anyway.
+OPTIONS = {"fallback_random": True, "cpp.vec_isa_ok": True}
 # What needs a value on the host: Python would go on with the value of today.
 HOST_READS = {
     aten._local_scalar_dense.default,
@@ -122,8 +126,6 @@ class Graph:
     def compile(self, inputs: Sequence[Tensor]) -> Callable[..., Any]:
         """Machine code for inputs of these shapes.
 
-        Noise comes from torch's own generator (``fallback_random``), so that the compiled code draws what eager draws.
-
         Raises:
             CannotTrace: there is no compiler, or it fails.
         """
@@ -132,7 +134,7 @@ class Graph:
         held = self.held
         try:
             with torch.no_grad():
-                code = inductor(self.module, [*inputs, *held], options={"fallback_random": True})
+                code = inductor(self.module, [*inputs, *held], options=OPTIONS)
         except Exception as error:  # of many kinds, and whichever it is, eager is right
             raise CannotTrace(f"the compiler failed: {_first_line(error)}") from error
         return lambda *given: code(*given, *held)[: self.num_outputs]
