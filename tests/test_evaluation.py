@@ -19,7 +19,8 @@ from ppgen.inference import evaluation, graphs, log_likelihood
 from ppgen.inference.evaluation import Weigher
 from ppgen.inference.likelihood import CELL_SAMPLES
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import measure, weigh
+from ppgen.inference.programs import measure
+from ppgen.inference.weights import weigh
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 

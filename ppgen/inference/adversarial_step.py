@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
+from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import OptimizerFactory
-from ppgen.inference.weights import device_batch
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["Adversarial"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import PARTICLES, device_batch, log_prob, measure, per_datum, sites
+from ppgen.inference.programs import PARTICLES, device_batch, log_prob, measure, sites
+from ppgen.inference.weights import per_datum
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]

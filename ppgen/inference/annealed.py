@@ -22,8 +22,8 @@ from ppgen.inference.likelihood import CELL_DATA, Estimate, cell_seed
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.paths import Path, Start
+from ppgen.inference.programs import device_batch
 from ppgen.inference.psis import TailAccumulator
-from ppgen.inference.weights import device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

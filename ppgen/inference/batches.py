@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
-from ppgen.inference.weights import sites
+from ppgen.inference.programs import sites
 
 __all__ = ["Rows", "checked_rows"]
 

@@ -28,7 +28,7 @@ from ppgen.inference.batches import checked_rows
 from ppgen.inference.likelihood import CELL_DATA, cell_seed
 from ppgen.inference.modes import evaluating
 from ppgen.inference.paths import Path, Start
-from ppgen.inference.weights import device_batch, sites
+from ppgen.inference.programs import device_batch, sites
 from ppgen.pair import Pair
 
 __all__ = ["Bounds", "bdmc"]

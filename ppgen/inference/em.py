@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.inference.batches import mean_loss
-from ppgen.inference.weights import device_batch
+from ppgen.inference.programs import device_batch
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["EM"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import PARTICLES, Structure, device_batch, frame_of_data, measure, run, run_guide, sites
+from ppgen.inference.programs import PARTICLES, Structure, device_batch, frame_of_data, measure, run, run_guide, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

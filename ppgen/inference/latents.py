@@ -13,7 +13,8 @@ from torch.distributions import Independent
 from ppgen.inference.aggregate import energy_distance, mutual_information_and_kl
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import device_batch, log_prob, measure, per_datum, programs, run, sites
+from ppgen.inference.programs import device_batch, log_prob, measure, programs, run, sites
+from ppgen.inference.weights import per_datum
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 

@@ -14,19 +14,9 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from ppgen.inference.programs import Program, Structure, check_names, check_vectorized, log_prob, measure, run, sites
 from ppgen.inference.schedules import Schedule
-from ppgen.inference.weights import (
-    Program,
-    Structure,
-    check_names,
-    check_vectorized,
-    log_prob,
-    measure,
-    per_datum,
-    run,
-    sites,
-    weigh,
-)
+from ppgen.inference.weights import per_datum, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted
 

@@ -13,7 +13,7 @@ from ppgen.inference.batches import checked_rows
 from ppgen.inference.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import check, check_vectorized, device_batch, log_prob, measure, run, sites
+from ppgen.inference.programs import check, check_vectorized, device_batch, log_prob, measure, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 

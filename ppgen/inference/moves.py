@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ppgen.inference.modes import modules_of, seeded
-from ppgen.inference.weights import Program
+from ppgen.inference.programs import Program
 from ppgen.pair import Pair, unadapted
 
 __all__ = ["Coordinates", "Move", "Moved", "Repaired", "moved", "moves"]

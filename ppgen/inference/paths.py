@@ -13,7 +13,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.inference.weights import check, check_vectorized, is_point, log_prob, measure, per_datum, run, sites
+from ppgen.inference.programs import check, check_vectorized, is_point, log_prob, measure, run, sites
+from ppgen.inference.weights import per_datum
 from ppgen.pair import Pair
 
 __all__ = ["Given", "Path"]

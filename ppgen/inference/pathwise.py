@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ppgen.distributions import Mixture
 from ppgen.inference.losses import Measured
 from ppgen.inference.modes import modules_of
-from ppgen.inference.weights import PARTICLES, Program, Structure, combine, log_prob, sites, weigh
+from ppgen.inference.programs import PARTICLES, Program, Structure, log_prob, sites
+from ppgen.inference.weights import combine, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted
 

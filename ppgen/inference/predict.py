@@ -14,7 +14,7 @@ from torch import Tensor
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
-from ppgen.inference.weights import device_batch, sites
+from ppgen.inference.programs import device_batch, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

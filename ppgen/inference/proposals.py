@@ -24,19 +24,8 @@ from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating, seeded
 from ppgen.inference.moves import Coordinates, Move, Repaired, moved, moves
 from ppgen.inference.paths import Given
-from ppgen.inference.weights import (
-    PARTICLES,
-    Structure,
-    check_vectorized,
-    combine,
-    device_batch,
-    log_prob,
-    measure,
-    per_datum,
-    run,
-    sites,
-    weigh,
-)
+from ppgen.inference.programs import PARTICLES, Structure, check_vectorized, device_batch, log_prob, measure, run, sites
+from ppgen.inference.weights import combine, per_datum, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppgen.inference.weights import PARTICLES, frame_of_data, log_prob, sites
+from ppgen.inference.programs import PARTICLES, frame_of_data, log_prob, sites
 
 __all__ = ["Repeated"]
 

@@ -16,7 +16,7 @@ from ppgen.inference.likelihood import log_likelihood
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating
 from ppgen.inference.predict import _Mean
-from ppgen.inference.weights import Program, device_batch
+from ppgen.inference.programs import Program, device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 

@@ -14,9 +14,9 @@ from ppgen.inference.compiled import Compiled, Gradients, gradients
 from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, precision, seeded
+from ppgen.inference.programs import device_batch, log_prob, run, sites
 from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
-from ppgen.inference.weights import device_batch, log_prob, run, sites
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]

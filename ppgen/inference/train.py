@@ -26,8 +26,8 @@ from ppgen.inference.distributed import current, gathered, num_rows, own_seed, s
 from ppgen.inference.losses import elbo
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import device_of, modules_of, seeded, training
+from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import SVI, OptimizerFactory
-from ppgen.inference.weights import device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

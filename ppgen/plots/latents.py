@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.inference import decode, encode
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating, seeded
-from ppgen.inference.weights import device_batch, log_prob, sites
+from ppgen.inference.programs import device_batch, log_prob, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.plots.pictures import draw_pictures, is_picture
 

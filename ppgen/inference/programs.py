@@ -1,0 +1,281 @@
+"""Pyro programs as the library runs them: traces, their sites, what a first run shows of a pair, what it may not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppgen.inference.modes import device_of, seeded
+from ppgen.pair import unadapted
+
+PARTICLES = "num_particles_vectorized"
+SHARED = (
+    " A latent shared by all data (weights, locations of components, an AutoDiagonalNormal's single vector) has no "
+    "per-datum likelihood: fit() takes it; to score log p(x | w) at one value w, leave it out of the guide and hide it "
+    "in the model, poutine.block(poutine.condition(model, data={'w': w}), hide=['w'])."
+)
+Program = Callable[..., Any]
+
+
+class Structure(NamedTuple):
+    """What a first run shows of a pair."""
+
+    nesting: int  # how many plate axes the pair itself uses
+    full_size: int | None  # of the data plate, before subsampling; None if it is as long as the batch, or on no axis
+    random: bool  # whether the guide draws anything that could come out otherwise
+    point: bool  # whether the guide proposes latents, but puts all of its mass on one point
+    enumerated: bool  # whether a site asks to be enumerated
+    vectorized: bool  # whether the programs run under a plate of particles
+    refused: str | None  # why there are no weights per datum, if so: a latent that all data share
+
+
+def sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample sites that carry a density: neither subsample indices nor deterministic values."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+    }
+
+
+def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
+    """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
+    if "scored" in site:  # beforehand, under other circumstances
+        return site["scored"]
+    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
+
+
+def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
+    """A trace of the guide. Particles sit on axis −1 − nesting."""
+    if num_particles is not None and hasattr(guide, "with_particles"):
+        return guide.with_particles(batch, num_particles, nesting)
+    with _particles(num_particles, nesting):
+        return poutine.trace(guide).get_trace(*batch)
+
+
+def run_model(
+    model: Program,
+    proposal: poutine.Trace,
+    batch: Sequence[Any],
+    *,
+    num_particles: int | None = None,
+    nesting: int = 0,
+    enumerate_model: bool = False,
+) -> poutine.Trace:
+    """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
+    if num_particles is not None and hasattr(model, "with_particles"):
+        return model.with_particles(batch, num_particles, nesting, proposal)
+    replayed = poutine.replay(model, trace=proposal)
+    enumeration = EnumMessenger(first_available_dim=-2 - nesting) if enumerate_model else nullcontext()
+    with enumeration, _particles(num_particles, nesting):
+        return poutine.trace(replayed).get_trace(*batch)
+
+
+def _particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:
+    return nullcontext() if num_particles is None else pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
+
+
+def run(model: Program, guide: Program, batch: Sequence[Any], **settings: Any) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the model and the guide, the model replayed on what the guide drew; settings as for the two."""
+    for_guide = {name: value for name, value in settings.items() if name != "enumerate_model"}
+    guide_trace = run_guide(guide, batch, **for_guide)
+    return run_model(model, guide_trace, batch, **settings), guide_trace
+
+
+def frame_of_data(site: Any) -> Any | None:
+    """The plate frame on axis −1 that a site stands in, if any."""
+    return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
+
+
+def measure(model: Program, guide: Program, *batch: Any) -> Structure:
+    """A first run of a pair, with the generators given back."""
+    with torch.no_grad(), seeded(None, _device(batch)):
+        model_trace, guide_trace = run(model, guide, batch)
+    found = [*sites(model_trace).values(), *sites(guide_trace).values()]
+    dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
+    frames = [f for site in found if (f := frame_of_data(site)) is not None]
+    points = [is_point(site) for site in sites(guide_trace).values()]
+    # A plate that was given no size has −1 for it: then the batch says how many data there are.
+    full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
+    length = next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
+    nesting = -min(dims, default=0)
+    enumerated = any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"])
+    return Structure(
+        nesting=nesting,
+        full_size=None if full_size == length else full_size,  # the next batch may be of another length
+        random=not all(points),
+        point=bool(points) and all(points),
+        enumerated=enumerated,
+        vectorized=enumerated or _vectorized(model, guide, batch, nesting),
+        refused=_without_weights(sites(model_trace), sites(guide_trace)),
+    )
+
+
+def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> bool:
+    """Whether two particles run; also where nothing else does, so that what is wrong is said as usual."""
+    from ppgen.inference.repeated import Repeated  # which builds on this file
+
+    with torch.no_grad(), seeded(None, _device(batch)):
+        try:
+            run(model, guide, batch, num_particles=2, nesting=nesting)
+        except Exception:  # whatever the program is not made for
+            try:
+                run(Repeated(model), Repeated(guide), batch, num_particles=2, nesting=nesting)
+            except Exception:
+                return True
+            return False
+    return True
+
+
+def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
+    try:
+        _num_data(model_sites, guide_sites)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def programs(model: Program, guide: Program, structure: Structure) -> tuple[Program, Program]:
+    """The two programs, such that they take particles as rows if they do not run under a plate of them.
+
+    Raises:
+        ValueError: they have no weights per datum.
+    """
+    if structure.refused is not None:
+        raise ValueError(structure.refused)
+    from ppgen.inference.repeated import Repeated
+
+    return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
+
+
+def check_vectorized(structure: Structure, what: str) -> None:
+    """Makes sure that the programs run under a plate of particles.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not structure.vectorized:
+        raise ValueError(
+            f"{what} draws many particles at once, and this pair indexes or reshapes by its batch, so that it does not "
+            "run under a plate of them. Write the program so that latents may have one more axis (z[..., 0], not "
+            "z[:, 0]; no z.view(len(x), -1)); log_likelihood and iwae(k) take it as it is, with draws as rows."
+        )
+
+
+def is_point(site: Any) -> bool:
+    """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
+    fn = unadapted(site["fn"])
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and not fn.log_density.any()
+
+
+def _has_density(site: Any) -> bool:
+    """Whether a site is scored by a density, which is not a probability."""
+    if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
+        return False
+    try:
+        return not site["fn"].support.is_discrete
+    except NotImplementedError:
+        return False
+
+
+def _device(batch: Sequence[Any]) -> torch.device | None:
+    return next((member.device for member in batch if isinstance(member, Tensor)), None)
+
+
+def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_prior: Sequence[str] = ()) -> None:
+    """Makes sure that every latent of the model is proposed, and that the guide proposes nothing else.
+
+    Raises:
+        ValueError: a latent that nobody proposes, a guide's site that the model lacks, or no observation.
+    """
+    latents = [n for n, s in model_sites.items() if not s["is_observed"]]
+    if unknown := [n for n in from_prior if n not in latents]:
+        raise ValueError(f"from_prior names {unknown}, but the latent sites of the model are {latents}.")
+    left_out = [
+        n
+        for n in latents
+        if n not in guide_sites and n not in from_prior and model_sites[n]["infer"].get("_enumerate_dim") is None
+    ]
+    if left_out:
+        raise ValueError(
+            f"The model draws {left_out} and the guide does not: without a proposal these latents cannot be weighed. "
+            f"Sample them in the guide, mark discrete ones infer={{'enumerate': 'parallel'}} so that they are summed "
+            f"out, or name them in from_prior={left_out} so that the prior proposes them."
+        )
+    foreign = [n for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("is_auxiliary")]
+    if foreign:
+        raise ValueError(
+            f"The guide draws {foreign}, which the model does not have (its latents are {latents}): give the sites of "
+            "model and guide the same names, or mark the guide's own infer={'is_auxiliary': True}."
+        )
+    if not any(s["is_observed"] for s in model_sites.values()):
+        raise ValueError("The model observes nothing: give one of its sample sites obs=… from the batch.")
+
+
+def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Makes sure that a guide without any randomness proposes nothing continuous, where a point has no probability.
+
+    Raises:
+        ValueError: it does, as an autoencoder's.
+    """
+    if not all(is_point(site) for site in guide_sites.values()):
+        return
+    names = [name for name in guide_sites if name in model_sites and _has_density(model_sites[name])]
+    if names:
+        raise ValueError(
+            f"The guide proposes the continuous {names} at a point, and nothing around it: a point has no probability "
+            "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. An autoencoder has no density of "
+            "x for that reason. Fit a prior to its codes and take models.DensityNetwork(prior, decoder), or train a "
+            "models.VAE, whose guide is a distribution."
+        )
+
+
+def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
+    """The number of data, once it is sure that every site can be weighed per datum.
+
+    Raises:
+        ValueError: what :func:`check_names` refuses, a site outside the data plate, or plates of different lengths.
+    """
+    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+    check_names(model_sites, guide_sites, from_prior)
+    check_point(model_sites, guide_sites)
+    return _num_data(model_sites, guide_sites)
+
+
+def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
+    sizes: dict[str, int] = {}
+    for where, found in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in found.items():
+            if (frame := frame_of_data(site)) is None:
+                kind = "observed" if site["is_observed"] else "latent"
+                raise ValueError(
+                    f"The {where}'s {kind} site {name!r} has no per-datum axis: it is outside every plate on axis −1, "
+                    "so its weight belongs to no single datum. Open pyro.plate('data', len(x)) around it."
+                    + (SHARED if kind == "latent" else "")
+                )
+            sizes[name] = frame.size if frame.size > 0 else (1, *site["fn"].batch_shape)[-1]  # a plate without a size
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"The plates on axis −1 differ in length: {sizes}. The data plate must be the innermost, on axis −1, and "
+            "every other plate left of it." + SHARED
+        )
+    return next(iter(sizes.values()), 0)
+
+
+def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch moved to where the pair is."""
+    device = device_of(pair)
+    return tuple(member.to(device) if isinstance(member, Tensor) else member for member in batch)
