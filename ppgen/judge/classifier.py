@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ppgen.inference import train
-from ppgen.inference.weights import device_batch
+from ppgen.inference.programs import device_batch
 from ppgen.judge.measures import in_parts
 from ppgen.nn import MLP, ConvNet
 from ppgen.nn.shapes import positive_integer
