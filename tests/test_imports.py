@@ -15,7 +15,7 @@ LAYERS = [
     {"posteriors", "decoders"},
     {"priors"},  # some are made of posteriors
     {"models", "inference", "data"},
-    {"catalogue", "compare", "disentanglement", "judge", "plots"},
+    {"catalogue", "check", "compare", "disentanglement", "judge", "plots"},
     {"runs"},
     {"cli"},
     {"__main__"},
