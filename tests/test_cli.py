@@ -187,6 +187,7 @@ def test_a_recipe_names_the_setting_that_is_wrong(settings, facts):
         catalogue.Recipe("vae", (1, 4, 4), settings=settings)
 
 
+@pytest.mark.slow
 def test_compare_puts_models_of_all_kinds_in_one_table(capsys, tmp_path):
     status, out, err = call(
         capsys, "compare", "--models", "vae,pixelcnn,vqvae,ae,gan", "--hidden", 8, "--epochs", 1, "--warmup", 0,

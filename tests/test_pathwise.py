@@ -163,6 +163,7 @@ def test_strata_have_the_mean_of_the_elbo_and_less_variance():
     assert error.square().sum() < other.square().sum()
 
 
+@pytest.mark.slow
 def test_weighted_strata_lie_between_the_elbo_and_the_likelihood():
     vae, x = mixture_pair(), torch.randn(10, 3)
     with torch.no_grad():

@@ -41,7 +41,7 @@ class Marginal(TorchDistribution):
 
     Example:
         >>> whole = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 1.0), 1)
-        >>> Marginal(whole, torch.tensor([True, False, False])).log_prob(torch.zeros(3))  # one of three
+        >>> marginal(whole, torch.tensor([True, False, False])).log_prob(torch.zeros(3))  # one of three
         tensor(-0.9189)
     """
 
