@@ -1,17 +1,25 @@
 """The ladder of exact cases, that each rung notices what is broken, and the verdict on a user's own run."""
 
+import json
+import shutil
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
-from ppgen.check import RUNGS, Rung, climb
+from ppgen import cli
+from ppgen.catalogue import MODELS
+from ppgen.check import RUNGS, Rung, climb, trust
 from ppgen.inference import weights
+from ppgen.models import FactorAnalysis, GaussianMixture
 from ppgen.nn.masked import MaskedConv2d
-from ppgen.pair import data_plate
+from ppgen.pair import Custom, data_plate
 
 
 @pytest.mark.parametrize("name", RUNGS)
@@ -114,7 +122,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+SLOW = ("num_processes", "flow_priors", "bidirectional", "quadrature")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BROKEN])
 def test_the_rung_notices_what_is_broken(name):
     rung = climb(name, BROKEN[name])
     assert not rung.passed and str(rung).startswith("FAILED"), rung
@@ -123,3 +134,98 @@ def test_the_rung_notices_what_is_broken(name):
 def test_a_scale_left_in_the_weights_is_noticed(monkeypatch):
     monkeypatch.setattr(weights, "log_prob", partial(weights.log_prob, scaled=True))
     assert climb("plate_scale").measured > 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "vae"
+    settings = ["--data", "digits", "--epochs", "15", "--latent-dim", "4", "--hidden", "32"]
+    assert CliRunner().invoke(cli.app, ["train", "vae", *settings, "--out", str(folder)]).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spoiled(run, tmp_path_factory):
+    """The same with a guide that is narrow and beside the posterior."""
+    folder = tmp_path_factory.mktemp("runs") / "spoiled"
+    shutil.copytree(run, folder)
+    state = load_file(folder / "model.safetensors")
+    bias = state["posterior.net.output.bias"]
+    bias[:4] += 1.0
+    bias[4:] -= 3.0
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def checked(folder):
+    result = CliRunner().invoke(cli.app, ["check", str(folder), "--num-data", "60", "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_verdict_on_a_run_and_on_one_whose_guide_is_spoiled(run, spoiled):
+    good, bad = checked(run), checked(spoiled)
+    assert good["verdict"] in ("believed", "lower bound only")
+    assert bad["verdict"] == "not to be believed" and bad["advice"]
+    assert bad["gap"] > 1 > good["gap"] - 2 * good["gap_standard_error"]
+    assert bad["log_likelihood"] < good["log_likelihood"]
+    assert max(good["chunking"], bad["chunking"]) < 1e-4
+    assert min(bad["calibration"]["outermost"]) > 0.5 > max(good["calibration"]["outermost"])
+    assert json.loads((run / "check.json").read_text()) == good
+
+
+def test_a_guide_that_misses_a_mode_is_found_out_by_the_gap_alone():
+    """Weights hardly vary, and k-hat is good: half of the posterior is never drawn."""
+
+    def model(x=None):
+        with data_plate(x) if x is not None else nullcontext():
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            return pyro.sample("x", dist.Normal(z.abs(), 0.1), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x, 0.11))
+
+    pair = Custom(model, guide)
+    x = torch.rand(100) * 2 + 1
+    found = trust(pair, x, num_temperatures=20)
+    assert not found.estimate.is_lower_bound
+    assert found.gap > 0.5 and found.verdict == "not to be believed"
+
+
+def test_an_exact_guide_is_believed_and_calibrated():
+    torch.manual_seed(0)
+    exact = FactorAnalysis(8, 2)
+    found = trust(exact, torch.randn(50, 8), num_temperatures=10)
+    assert found.verdict == "believed" and not found.advice
+    assert abs(found.gap) < 1e-3
+    assert str(found.calibration).startswith("too narrow in 0, too wide in 0, off to one side in 0 of 2")
+    assert str(found).endswith("Verdict: believed.")
+
+
+def test_discrete_latents_have_no_bounds_and_say_why():
+    torch.manual_seed(0)
+    found = trust(GaussianMixture(3, 2), torch.randn(50, 2))
+    assert found.bounds is None and "'k' is discrete" in str(found)
+    assert found.verdict == "believed"
+
+
+def test_the_ladder_as_a_command(monkeypatch):
+    failing = Rung("a case", "error (nats)", 2.0, 1.0)
+    for name in list(RUNGS):
+        if name != "mixture":
+            monkeypatch.delitem(RUNGS, name)
+    assert CliRunner().invoke(cli.app, ["check"], standalone_mode=False).return_value == 0
+    monkeypatch.setitem(RUNGS, "failing", lambda: failing)
+    result = CliRunner().invoke(cli.app, ["check"], standalone_mode=False)
+    assert result.return_value == 1
+    assert "FAILED  a case: error (nats) 2, at most 1" in result.stdout
+
+
+def test_no_likelihood_and_a_bad_number(run, monkeypatch):
+    with pytest.raises(ValueError, match="--num-data must be a positive whole number, got 0"):
+        CliRunner().invoke(cli.app, ["check", str(run), "--num-data", "0"], catch_exceptions=False)
+    monkeypatch.setitem(MODELS, "vae", MODELS["vae"]._replace(scores=False))
+    result = CliRunner().invoke(cli.app, ["check", str(run)])
+    assert result.exit_code == 0 and "vae has no likelihood" in result.stdout

@@ -11,6 +11,7 @@ import typer
 
 from ppgen import data as datasets
 from ppgen.catalogue import DECODERS, MODELS, POSTERIORS, PRIORS, Model, Part
+from ppgen.cli.check import check
 from ppgen.cli.compare import compare
 from ppgen.cli.evaluate import evaluate
 from ppgen.cli.judge import judge
@@ -28,6 +29,7 @@ app.command()(evaluate)
 app.command("sample")(sample_run)
 app.command()(compare)
 app.command()(judge)
+app.command()(check)
 
 
 @app.command("list")

@@ -83,7 +83,7 @@ class Bounds:
         )
 
 
-def _simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any], Tensor]:
+def simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any], Tensor]:
     """Latent sites and an observation that the model draws together: the latents are exact draws of the posterior."""
     try:
         if context:
@@ -154,7 +154,7 @@ def bdmc(
             size = min(CELL_DATA, n - first)
             given = device_batch(pair, rows(slice(first, first + size))) if rows is not None else ()
             torch.manual_seed(cell_seed(seed, index, DATA))
-            latents, x = _simulated(pair, size, given)
+            latents, x = simulated(pair, size, given)
             torch.manual_seed(cell_seed(seed, index, PILOT))
             path = Path(pair, (x, *given), start)
             kernel = pilot(path, betas, num_leapfrog)

@@ -1,0 +1,68 @@
+"""``ppgen check``: exact cases, each with its number; ``ppgen check RUN``: whether a run's numbers can be believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ppgen.catalogue import MODELS
+from ppgen.check import RUNGS, climb, trust
+from ppgen.check.trust import DATA_OF_CALIBRATION
+from ppgen.cli.options import Allow, DataDir, NoiseSeed
+from ppgen.cli.source import load
+from ppgen.runs import load_run, write_json
+
+
+def check(
+    run: Annotated[Path | None, typer.Argument(help="A folder that `ppgen train` wrote; the library if none.")] = None,
+    num_data: Annotated[int, typer.Option(help="Test data of the run.")] = 100,
+    seed: NoiseSeed = 0,
+    allow: Allow = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data_dir: DataDir = None,
+) -> int:
+    """Likelihoods against cases that are known exactly; or whether those of a run can be believed.
+
+    Without a run the exit status is 1 if a case fails. With one, the verdict comes from k-hat and from bounds on data
+    that the model drew itself: believed, lower bound only, or not to be believed, and what to do.
+
+    Example: ppgen check runs/vae --num-data 100
+    """
+    if run is None:
+        return _ladder(seed, as_json)
+    if num_data < 1:
+        raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
+    pair, recipe, config = load_run(run, allow.split(","))
+    if not MODELS[recipe.model].scores:
+        text = f"{recipe.model} has no likelihood, so there is none to check: see `ppgen judge {run}`."
+        print(json.dumps({"verdict": "no likelihood"}) if as_json else text)
+        return 0
+    source, decoder = config["data"], recipe.settings.get("decoder")
+    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
+    pair.to("cuda" if torch.cuda.is_available() else "cpu")
+    x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
+    labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
+    context = recipe.context(DATA_OF_CALIBRATION)
+    if context:  # the classes in turn, all of them also among the first few
+        order = torch.randperm(DATA_OF_CALIBRATION, generator=torch.Generator().manual_seed(seed))
+        context = tuple(member[order] for member in context)
+    found = trust(pair, *recipe.batch(x, labels), context=context, seed=seed)
+    figures = {**found.summary(), "seed": seed}
+    write_json(run / "check.json", figures)
+    print(json.dumps(figures, indent=2) if as_json else found)
+    return 0
+
+
+def _ladder(seed: int, as_json: bool) -> int:
+    rungs = []
+    for name in RUNGS:
+        rungs.append(climb(name, seed=seed))
+        if not as_json:
+            print(rungs[-1], flush=True)
+    if as_json:
+        print(json.dumps([{**rung._asdict(), "passed": rung.passed} for rung in rungs], indent=2))
+    return int(not all(rung.passed for rung in rungs))
