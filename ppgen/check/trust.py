@@ -130,7 +130,7 @@ class Trust:
         if self.verdict == "lower bound only":
             found.append(f"more samples than S = {self.estimate.num_samples}")
         if self.bounds is not None and self.bounds.gap >= TIGHT:
-            found.append(f"annealed importance sampling, ppgen.inference.ais, with more than {self.bounds.method}")
+            found.append(f"ppgen.inference.ais(pair, x) at more temperatures than here ({self.bounds.method})")
         if self.verdict == "not to be believed":
             found.append("a guide that is trained for longer, or a richer one")
         return found
