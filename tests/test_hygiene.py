@@ -151,6 +151,16 @@ class TestProbabilitiesWhereLogitsBelong:
             log_likelihood(vae(net()), grey().round(), num_samples=10)
         assert not caplog.messages
 
+    @pytest.mark.parametrize(("low", "high", "said"), [(0.1, 0.5, 0), (0.01, 0.99, 1)])
+    def test_without_a_sigmoid_in_sight_only_the_whole_range_is_suspicious(self, low, high, said, caplog):
+        class Squashed(nn.Module):
+            def forward(self, z):
+                return torch.linspace(low, high, D).expand(*z.shape[:-1], D)
+
+        with caplog.at_level(logging.WARNING):
+            log_likelihood(vae(Squashed()), grey().round(), num_samples=10)
+        assert len(caplog.messages) == said
+
     def test_probabilities_that_are_given_as_such_are_left_alone(self, caplog):
         with caplog.at_level(logging.WARNING):
             log_likelihood(pair_of(PublishedVAE()), images(), num_samples=10)

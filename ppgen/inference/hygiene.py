@@ -111,7 +111,7 @@ def warn_of_probabilities(pair: Any, found: dict[str, Any]) -> None:
     """Warns of observed sites whose logits all look like probabilities: those of a net that ends in a sigmoid."""
     for name, site in found.items():
         base = _base(site["fn"]) if site["is_observed"] else None
-        if base is None or not _look_like_probabilities(base):
+        if base is None:
             continue
         squashed = [
             f"{path} is a {type(module).__name__}"
@@ -119,6 +119,8 @@ def warn_of_probabilities(pair: Any, found: dict[str, Any]) -> None:
             for path, module in owner.named_modules()
             if isinstance(module, nn.Sigmoid | nn.Softmax)
         ]
+        if not _look_like_probabilities(base, surely=bool(squashed)):
+            continue
         _warn_once(
             pair,
             f"The logits of the observed site {name!r}, {type(base).__name__}, look like probabilities: all of a batch "
@@ -127,7 +129,8 @@ def warn_of_probabilities(pair: Any, found: dict[str, Any]) -> None:
         )
 
 
-def _look_like_probabilities(base: Any) -> bool:
+def _look_like_probabilities(base: Any, surely: bool) -> bool:
+    """Whether all lie in [0, 1]; unless a sigmoid is in sight, from end to end of it: a fresh net's may lie inside."""
     given_logits = base.__dict__.get("logits")
     if not isinstance(given_logits, Tensor) or getattr(base, "_param", given_logits) is not given_logits:
         return False
@@ -136,7 +139,8 @@ def _look_like_probabilities(base: Any) -> bool:
         if logits.numel() < ENOUGH or logits.shape[-1:].numel() < ENOUGH_OF_EVENT:
             return False
         low, high = torch.aminmax(logits)
-        return bool(0 <= low < high <= 1)  # not all the same, as of a last layer that starts at zero
+        # Not all the same, as of a last layer that starts at zero.
+        return bool(0 <= low < high <= 1 and (surely or (low < 0.05 and high > 0.95)))
     if isinstance(base, td.Categorical) and logits.numel() >= ENOUGH and logits.shape[-1] > 2:
         # Logits are stored up to a constant: the one with which they add up to 1 shows what was given.
         given = logits + (1 - logits.sum(-1, keepdim=True)) / logits.shape[-1]
