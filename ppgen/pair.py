@@ -196,8 +196,11 @@ def expose_parameters(pair: nn.Module) -> None:
 def _modules_of(function: Any) -> dict[str, nn.Module]:
     """The networks that a function is, belongs to, or refers to by name."""
     if isinstance(function, functools.partial):
-        found = {f"argument{i}": a for i, a in enumerate((*function.args, *function.keywords.values()))}
-        found |= _modules_of(function.func)
+        given = (*function.args, *function.keywords.values())
+        found = {f"argument{i}": a for i, a in enumerate(given)}
+        for inner in (function.func, *given):  # a handler (config_enumerate, scale) is given the program that it wraps
+            if callable(inner) and not isinstance(inner, nn.Module):
+                found |= _modules_of(inner)
     elif isinstance(function, nn.Module):
         found = {type(function).__name__: function}
     elif inspect.ismethod(function):

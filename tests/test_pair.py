@@ -4,6 +4,7 @@ import copy
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
@@ -98,6 +99,32 @@ def test_custom_owns_parameters_networks_and_modes():
     assert pair.state_dict().keys() >= {"sites.width", "net.1.running_mean"}
     pair.eval()
     assert not net.training
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [pyro.infer.config_enumerate, lambda f: pyro.poutine.scale(f, 1.0), lambda f: pyro.poutine.scale(f, 2.0)],
+    ids=["enumerated", "scaled by 1", "scaled"],
+)
+def test_networks_behind_a_handler_are_found_trained_and_put_in_eval_mode(wrap):
+    encoder = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2))
+
+    def model(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + torch.zeros(3), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    pair = Custom(model, wrap(guide))
+    before = encoder[1].weight.detach().clone()
+    fit(pair, torch.randn(20, 3), epochs=1, progress=False)
+    assert not torch.equal(encoder[1].weight, before)
+    pair.eval()
+    assert not encoder[0].training
 
 
 def test_custom_state_goes_into_one_that_never_ran():
