@@ -251,7 +251,7 @@ def test_every_part_says_what_it_is_and_shows_an_example(family):
         part = getattr(family, name)
         if isinstance(part, type) and issubclass(part, torch.nn.Module | torch.distributions.Distribution):
             first = part.__doc__.splitlines()[0]
-            assert first.endswith(".") and len(first) < 116, name
+            assert first.endswith(".") and len(first) < 100, name
             assert "Example:" in part.__doc__ and ">>>" in part.__doc__, name
             if family in (priors, posteriors, decoders) or (family is models and name not in OWN):
                 assert "References:" in part.__doc__ and "https://" in part.__doc__, name

@@ -13,7 +13,7 @@ from ppgen.inference import dreg, elbo, fit, iwae, log_likelihood, renyi, sample
 OBJECTIVES = {
     "elbo": lambda: elbo(),
     "analytic": lambda: elbo(analytic_kl=True),
-    "annealed": lambda: elbo(beta=warmup(1), free_bits=1e-3),
+    "annealed": lambda: elbo(beta=warmup(1), free_bits=0.1),
     "iwae": lambda: iwae(3),
     "sticking": lambda: sticking_the_landing(),
     "dreg": lambda: dreg(3),

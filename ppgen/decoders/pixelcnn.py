@@ -18,7 +18,7 @@ from .levels import LogisticMixture
 
 
 class Autoregressive(nn.Module):
-    r"""Images whose pixels are drawn in raster order, each given those before it: a PixelCNN or a PixelRNN.
+    r"""Images drawn pixel by pixel in raster order, each given those before it (PixelCNN, PixelRNN).
 
     .. math:: p(x \mid z) = \prod_{i} p(x_i \mid x_{<i}, z)
 

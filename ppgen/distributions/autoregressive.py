@@ -169,7 +169,7 @@ class AutoregressiveImage(TorchDistribution):
 
 
 class MultiScaleImage(TorchDistribution):
-    r"""Distribution of an image whose every second pixel, in rows and columns, is drawn first, as an image by itself.
+    r"""Distribution of an image whose every second pixel, in rows and columns, is drawn first.
 
     .. math:: p(x) = p(x_{\text{small}}) \prod_{i \notin \text{small}} p(x_i \mid x_{<i}, x_{\text{small}}),
         \qquad x_{\text{small}} = x_{::2, ::2}

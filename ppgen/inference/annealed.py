@@ -23,7 +23,7 @@ from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.paths import Path, Start
 from ppgen.inference.programs import device_batch
-from ppgen.inference.psis import TailAccumulator
+from ppgen.inference.psis import TailAccumulator, k_hat_limit
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -257,7 +257,7 @@ def ais(
     values, bound, error, ess, k_hat, constant, acceptance = (torch.cat(c) for c in zip(*blocks, strict=True))
     exact = constant.bool() & (num_chains >= 25)
     k_hat = torch.where(exact, -math.inf, k_hat)
-    threshold = min(1 - 1 / math.log10(num_chains), 0.7) if num_chains >= 25 else -math.inf
+    threshold = k_hat_limit(num_chains) if num_chains >= 25 else -math.inf
     reliable = exact | (k_hat < threshold)
     figures = (values, bound, error, ess, k_hat, reliable, num_chains)
     return AnnealedEstimate(*figures, start, num_temperatures, acceptance, data=fingerprint(rows))

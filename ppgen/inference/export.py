@@ -19,6 +19,7 @@ from torch import Tensor
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import PARTICLES, Structure, device_batch, frame_of_data, measure, run, run_guide, sites
+from ppgen.inference.psis import k_hat_limit
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -56,7 +57,7 @@ def elpd_data(estimate: Estimate) -> Any:
     error = math.sqrt(n) * values.std().item() if n > 1 else math.nan
     elpd_i = DataArray(values.numpy(), dims=["data"], coords={"data": range(n)}, name="elpd_i")
     k_hat = DataArray(estimate.k_hat.double().numpy(), dims=["data"], coords={"data": range(n)}, name="pareto_k")
-    threshold = min(1 - 1 / math.log10(max(estimate.num_samples, 2)), 0.7)
+    threshold = k_hat_limit(max(estimate.num_samples, 2))
     if hasattr(az, "InferenceData"):  # before 1.0: a pandas series
         fields = {
             "elpd_loo": total,

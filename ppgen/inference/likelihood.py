@@ -20,7 +20,7 @@ from ppgen.inference.hygiene import check_observed, warn_of_probabilities, watch
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import device_of, evaluating, seeded
 from ppgen.inference.programs import device_batch, measure, programs, run, sites
-from ppgen.inference.psis import TailAccumulator
+from ppgen.inference.psis import TailAccumulator, k_hat_limit
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -210,7 +210,7 @@ def log_likelihood(
         & (not structure.point)
         & (num_samples >= 25 or (bool(constant.bool().all()) and (num_samples > 1 or not structure.random)))
     )
-    threshold = min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+    threshold = k_hat_limit(num_samples)
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | ((k_hat < threshold) & (num_samples >= 25))
     certain = exact | structure.point

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["TailAccumulator", "pareto_shape"]
+__all__ = ["TailAccumulator", "k_hat_limit", "pareto_shape"]
 
 
 def pareto_shape(exceedances: Tensor) -> Tensor:
@@ -96,3 +96,8 @@ class TailAccumulator:
             torch.where(enough, exceedances, torch.arange(1.0, len(exceedances) + 1).unsqueeze(-1).double())
         )
         return torch.where(enough, k, math.inf)
+
+
+def k_hat_limit(num_samples: int) -> float:
+    """The k-hat below which an estimate of so many samples is reliable: min(1 − 1/log10 S, 0.7) (Vehtari et al.)."""
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf

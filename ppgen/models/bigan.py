@@ -15,7 +15,7 @@ __all__ = ["BiGAN"]
 
 
 class BiGAN(nn.Module):
-    r"""A bidirectional generative adversarial network (BiGAN, also ALI), conditional where the batch is ``(x, y)``.
+    r"""A bidirectional GAN (BiGAN, also ALI), conditional where the batch is ``(x, y)``.
 
     .. math::
         z \sim p(z \mid y), \qquad x = G(z, y), \qquad \text{guide } q(z \mid x, y), \qquad \text{no density of } x

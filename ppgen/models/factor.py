@@ -290,7 +290,7 @@ class FactorAnalysis(nn.Module):
 
 
 class ProbabilisticPCA(FactorAnalysis):
-    r"""Probabilistic principal component analysis: factor analysis with one noise variance for all coordinates.
+    r"""Probabilistic principal component analysis: factor analysis with one noise variance.
 
     .. math::
         z \sim \mathcal{N}(0, I), \qquad x \mid z \sim \mathcal{N}(W z + \mu, \sigma^2 I)

@@ -24,7 +24,7 @@ ENUMERATED = {"enumerate": "parallel"}
 
 
 class SemiSupervisedVAE(nn.Module):
-    r"""A semi-supervised variational autoencoder (M2): the class is one more latent, observed where a label is given.
+    r"""A semi-supervised VAE (M2): the class is one more latent, observed where a label is given.
 
     .. math::
         y \sim \mathrm{Cat}(\pi), \qquad z \sim p(z \mid y), \qquad x \sim p(x \mid z, y), \qquad
@@ -166,7 +166,7 @@ class SemiSupervisedVAE(nn.Module):
 
 
 class StackedSemiSupervisedVAE(nn.Module):
-    r"""The stacked semi-supervised model (M1+M2): an M2 of the latent of a VAE, in the place of the VAE's prior.
+    r"""The stacked semi-supervised model (M1+M2): an M2 in the place of a VAE's prior.
 
     .. math::
         y \sim \mathrm{Cat}(\pi), \quad z_2 \sim p(z_2 \mid y), \quad z_1 \sim p(z_1 \mid z_2, y), \quad

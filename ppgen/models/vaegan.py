@@ -16,7 +16,7 @@ __all__ = ["VAEGAN"]
 
 
 class VAEGAN(nn.Module):
-    r"""A variational autoencoder with a learned similarity (VAE/GAN), conditional where the batch is ``(x, y)``.
+    r"""A VAE with a learned similarity (VAE/GAN), conditional where the batch is ``(x, y)``.
 
     .. math::
         z \sim p(z \mid y), \qquad x = G(z, y), \qquad \text{guide } q(z \mid x, y), \qquad \text{no density of } x

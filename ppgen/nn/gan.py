@@ -17,7 +17,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class DCGANGenerator(nn.Module):
-    r"""DCGAN's generator: transposed convolutions, batch normalisation, rectifiers, and a hyperbolic tangent.
+    r"""DCGAN's generator: transposed convolutions, rectifiers, and a hyperbolic tangent.
 
     The latent becomes a small image of many channels, which is doubled (7, 14, 28 or 4, 7, 14, 28, ...) up to the size
     wanted. Weights start from N(0, 0.02²).
@@ -80,7 +80,7 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    r"""DCGAN's discriminator: strided convolutions, batch normalisation, leaky rectifiers, and a linear score.
+    r"""DCGAN's discriminator: strided convolutions, leaky rectifiers, and a linear score.
 
     As the critic of a Wasserstein GAN with gradient penalty, it takes ``norm=None`` (or a layer norm, such as
     ``lambda channels: torch.nn.GroupNorm(1, channels)``): batch normalisation makes the score of an image depend on

@@ -139,7 +139,7 @@ class _GatedLayer(nn.Module):
 
 
 class GatedPixelCNN(nn.Module):
-    r"""The gated PixelCNN: a vertical stack that sees all rows above, a horizontal one that sees the row to the left.
+    r"""The gated PixelCNN: a stack that sees all rows above, and one that sees the row to the left.
 
     .. math:: v' = \tanh(W_v * v + V_v s) \odot \sigma(\cdots), \qquad
         h' = h + U \bigl(\tanh(W_h * h + L (W_v * v) + V_h s) \odot \sigma(\cdots)\bigr)

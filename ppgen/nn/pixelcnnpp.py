@@ -116,7 +116,7 @@ def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PixelCNNPlusPlus(nn.Module):
-    r"""The PixelCNN++: gated residual blocks on several scales, with short-cuts between the way down and the way up.
+    r"""The PixelCNN++: gated residual blocks on several scales, with short-cuts between them.
 
     .. math:: h' = h + a \odot \sigma(b), \qquad
         (a, b) = W_2 * e\bigl(W_1 * e(h) + L \, e(v, h_{\text{short-cut}})\bigr) + V s
