@@ -15,7 +15,7 @@ from ppgen.inference import SVI, elbo, fit, iwae, train, warmup
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
-X = torch.bernoulli(torch.full((60, 6), 0.4))
+X = torch.bernoulli(torch.full((60, 6), 0.4), generator=torch.Generator().manual_seed(0))
 
 
 def vae():
