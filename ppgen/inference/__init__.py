@@ -11,6 +11,7 @@ from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
 from ppgen.inference.missing import denoise, impute
+from ppgen.inference.normalized import normalize_gradients
 from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
 from ppgen.inference.predict import decode, encode, reconstruct, sample
 from ppgen.inference.proposals import RepairedEstimate, repaired_log_likelihood
@@ -47,6 +48,7 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "mutual_information",
+    "normalize_gradients",
     "reconstruct",
     "renyi",
     "repaired_log_likelihood",
