@@ -23,6 +23,7 @@ from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as nets
 from ppgen.inference import bdmc, log_likelihood
 from ppgen.inference.distributed import processes
+from ppgen.inference.modes import seeded
 from ppgen.pair import Custom, data_plate
 
 __all__ = ["RUNGS", "Rung", "climb"]
@@ -374,6 +375,5 @@ def climb(name: str, *change: Any, seed: int = 0) -> Rung:
         >>> climb("mixture").passed
         True
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return RUNGS[name](*change)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppgen import data as datasets
 from ppgen.catalogue import DECODERS, MODELS, Recipe, lookup, pseudo_inputs
 from ppgen.inference import classify
+from ppgen.inference.modes import seeded
 
 
 def load(name: str, data_dir: Path | None, binarize: str | None, model: str, decoder: str | None) -> datasets.Dataset:
@@ -57,8 +57,7 @@ def num_classes(loaded: datasets.Dataset) -> int | None:
 
 def build(recipe: Recipe, loaded: datasets.Dataset, seed: int) -> Any:
     """The recipe's model, its pseudo-inputs started from the data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         vamp = recipe.settings.get("prior") == "vamp"
         return recipe.build(pseudo_inputs(loaded.train, recipe.settings["num_components"], seed) if vamp else None)
 

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import OptimizerFactory
+from ppgen.inference.turns import in_turn
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["Adversarial"]
@@ -116,6 +117,7 @@ class Adversarial:
             )
         return optimizer
 
+    @in_turn
     def step(self, *batch: Any) -> Tensor:
         """One update of the discriminator, and of the generator if it is its turn; the discriminator's loss before it.
 

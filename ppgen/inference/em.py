@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.inference.batches import mean_loss
 from ppgen.inference.programs import device_batch
+from ppgen.inference.turns import in_turn
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["EM"]
@@ -91,6 +92,7 @@ class EM:
         self._epoch: list[tuple[float, int]] = []
         self._last_loss = math.inf
 
+    @in_turn
     @torch.no_grad()
     def step(self, *batch: Any) -> Tensor:
         """One update; the mean negative log-likelihood of this batch before it, in nats per datum.

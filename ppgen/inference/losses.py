@@ -16,6 +16,7 @@ from torch.distributions import kl_divergence
 
 from ppgen.inference.programs import Program, Structure, check_names, check_vectorized, log_prob, measure, run, sites
 from ppgen.inference.schedules import Schedule
+from ppgen.inference.turns import in_turn
 from ppgen.inference.weights import per_datum, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted
@@ -161,6 +162,7 @@ class ELBO(nn.Module):
                 value = value - others
             return value
 
+    @in_turn
     def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
         if self.free_bits:
             raise ValueError("free_bits cannot be combined with enumerated sites: leave it at 0.")
@@ -295,6 +297,7 @@ class _PyroLoss:
         self.objective = objective
         self._measured = Measured()
 
+    @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         size = self._measured(model, guide, *batch).full_size or _length(batch)
         return self.objective.differentiable_loss(model, guide, *batch) / size

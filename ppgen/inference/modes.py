@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ppgen.inference.turns import own_generators
+
 
 def modules_of(pair: Any) -> list[nn.Module]:
     """The networks of a pair: itself, or an ordinary object's attributes that are modules."""
@@ -28,9 +30,8 @@ def device_of(pair: Any) -> torch.device:
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
-    """Torch's global generators at ``seed`` (or as they are) inside, as they were outside."""
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    """Torch's global generators at ``seed`` (or as they are) inside, as they were outside; other threads wait."""
+    with own_generators(device if device is not None and device.type == "cuda" else None):
         if seed is not None:
             torch.manual_seed(seed)
         yield
@@ -67,5 +68,5 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 @contextmanager
 def evaluating(pair: Any, seed: int | None = None) -> Iterator[None]:
     """Eval mode, no gradients, the generators given back."""
-    with torch.no_grad(), training(pair, False), seeded(seed, device_of(pair)):
+    with torch.no_grad(), seeded(seed, device_of(pair)), training(pair, False):
         yield

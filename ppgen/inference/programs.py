@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.modes import device_of, seeded
+from ppgen.inference.turns import in_turn
 from ppgen.pair import unadapted
 
 PARTICLES = "num_particles_vectorized"
@@ -56,6 +57,7 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
 
 
+@in_turn
 def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
     """A trace of the guide. Particles sit on axis −1 − nesting."""
     if num_particles is not None and hasattr(guide, "with_particles"):
@@ -64,6 +66,7 @@ def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None
         return poutine.trace(guide).get_trace(*batch)
 
 
+@in_turn
 def run_model(
     model: Program,
     proposal: poutine.Trace,

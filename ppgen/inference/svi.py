@@ -17,6 +17,7 @@ from ppgen.inference.modes import evaluating, modules_of, precision, seeded
 from ppgen.inference.programs import device_batch, log_prob, run, sites
 from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
+from ppgen.inference.turns import in_turn
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]
@@ -159,6 +160,7 @@ class SVI:
         parts: list[Any] = [part for module in modules_of(self.pair) for part in module.modules()]
         return next((part.monitors for part in parts if hasattr(part, "monitors")), {})
 
+    @in_turn
     def step(self, *batch: Any) -> Tensor:
         """One update; the loss of this batch (of this process's part of it) before it, detached.
 

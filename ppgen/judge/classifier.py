@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ppgen.inference import train
+from ppgen.inference.modes import seeded
 from ppgen.inference.programs import device_batch
 from ppgen.judge.measures import in_parts
 from ppgen.nn import MLP, ConvNet
@@ -126,8 +127,7 @@ def train_classifier(
         )
     if len(x.shape) not in (2, 4):
         raise ValueError(f"x must be images (N, C, H, W) or vectors (N, D), got shape {tuple(x.shape)}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         classifier = Classifier(tuple(x.shape[1:]), int(labels.max()) + 1, levels=levels)
     step = _CrossEntropy(classifier, lr)
     train(step, (x, labels), epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
