@@ -1,5 +1,7 @@
 """A user's own data: an .npz, .npy or .pt file, or a folder of images."""
 
+import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,12 +24,17 @@ ALIASES = {
     "test_labels": ("test_labels", "y_test"),
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff")
+# Whatever the suffix says: some of the others are programs (PostScript).
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF")
+MAX_BYTES = 2**34  # of the arrays of one file, unpacked: a few bytes of an archive can stand for all memory
 MAX_PIXELS = 2**24  # of one image
 MAX_FOLDER_BYTES = 2**32  # of all images of a folder, decoded
 
 
 def read_path(path: Path) -> Source:
     """The data at a path, split as the file says or, where it does not, by a seeded shuffle."""
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path} cannot be read: this user has no permission to.")
     if path.is_dir():
         return _split(path, _read_folder(path))
     readers = {".npz": _read_npz, ".npy": _read_npy, ".pt": _read_pt}
@@ -36,6 +43,8 @@ def read_path(path: Path) -> Source:
             f"{path} is neither a folder of images nor a file that ends in .npz, .npy or .pt: save the data "
             "as an array with numpy.save, or as a tensor with torch.save."
         )
+    if not path.is_file():
+        raise ValueError(f"{path} is no ordinary file (a pipe or a device), so it is not read.")
     try:
         arrays = readers[path.suffix.lower()](path)
     except Exception as error:  # the readers of damaged files raise all kinds
@@ -52,15 +61,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    _check_archive(path)
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def _read_npy(path: Path) -> dict[str, np.ndarray]:
-    return {"data": np.load(path, allow_pickle=False)}
+    with open(path, "rb") as stream:  # np.load would also take an archive of this name
+        return {"data": np.lib.format.read_array(stream, allow_pickle=False)}
 
 
 def _read_pt(path: Path) -> dict[str, np.ndarray]:
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Tensor):
         content = {"data": content}
@@ -70,7 +83,19 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
         raise TypeError(
             f"expected a tensor, a pair (data, labels) of tensors or a dict of tensors, got a {type(content).__name__}"
         )
+    _check_size(sum(t.numel() * t.element_size() for t in content.values()))  # a view may repeat what is stored once
     return {str(name): _to_array(tensor) for name, tensor in content.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive by what it says that it unpacks to, which is as far as it is read."""
+    with zipfile.ZipFile(path) as archive:
+        _check_size(sum(member.file_size for member in archive.infolist()))
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
+        raise ValueError(f"its arrays take {num_bytes:,} bytes, and at most {MAX_BYTES:,} are read: split them")
 
 
 def _to_array(tensor: Tensor) -> np.ndarray:
@@ -115,7 +140,8 @@ def _decode(paths: list[Path]) -> np.ndarray:
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:  # reads the header; the pixels come with exif_transpose
+            # Reads the header; the pixels come with exif_transpose.
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > MAX_PIXELS or 3 * pixels * len(paths) > MAX_FOLDER_BYTES:
                     raise ValueError(
