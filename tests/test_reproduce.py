@@ -1,0 +1,240 @@
+"""The published protocol in its facts, and a row of its table from training to the README, on few data."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppgen import data
+from ppgen.inference import SVI, normalize_gradients, train
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The benchmark's modules, as its script sees them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import protocol
+    import reproduce
+    import reproduced
+
+    return protocol, reproduce, reproduced
+
+
+def command(scripts, monkeypatch, *options):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--quick", *map(str, options)])
+    scripts[1].main()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_sees_gradients_of_unit_length_tensor_by_tensor(fused):
+    small, large = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    alone = torch.nn.Parameter(torch.ones(3))
+    gradient = torch.tensor([3.0, 0.0, 4.0])
+    ours = normalize_gradients(torch.optim.Adam([small, large], lr=0.1, fused=fused))
+    theirs = torch.optim.Adam([alone], lr=0.1, fused=fused)
+    for size in (1.0, 1e3, 1e-3):  # which Adam by itself would not forget
+        small.grad, large.grad, alone.grad = size * gradient, 1e4 * gradient, gradient / 5
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(small, alone)
+    torch.testing.assert_close(large, alone)
+    torch.testing.assert_close(large.grad.norm(), torch.tensor(1.0))
+
+
+def test_a_gradient_of_zero_stays_zero():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = normalize_gradients(torch.optim.SGD([weight], lr=1.0))
+    weight.grad = torch.zeros(2)
+    optimizer.step()
+    assert weight.tolist() == [1.0, 1.0]
+    weight.grad = None
+    optimizer.step()
+    assert weight.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "fact"),
+    [((torch.nn.Linear(2, 2),), TypeError, "Linear"), ((torch.optim.SGD([torch.ones(1)]), 0.0), ValueError, "0.0")],
+)
+def test_what_cannot_be_normalised_is_named(arguments, error, fact):
+    with pytest.raises(error, match=fact):
+        normalize_gradients(*arguments)
+
+
+def test_the_protocols_numbers(scripts):
+    protocol, reproduce, _ = scripts
+    s = protocol.Settings()
+    assert (s.latent_dim, s.hidden, s.num_components, s.num_samples) == (40, 300, 500, 5000)
+    assert (s.batch_size, s.lr, s.warmup, s.patience, s.epochs) == (100, 5e-4, 100, 50, 2000)
+    rows = reproduce.ROWS
+    assert {rows["vae-standard"].published[:2], rows["vae-vamp"].published[:2]} == {(84.45, 0.12), (82.43, 0.06)}
+    assert rows["vae-standard"].band == rows["vae-vamp"].band == 0.35
+
+
+def test_the_networks_of_the_one_layer_vae(scripts):
+    protocol, reproduce, _ = scripts
+    x = data.load("digits")
+    torch.manual_seed(0)
+    vae = reproduce.ROWS["vae-vamp"].build(x, protocol.Settings())
+    sizes = {name: tuple(p.shape) for name, p in vae.named_parameters()}
+    gated = {(300, 64): 2, (300, 300): 4, (300, 40): 2}  # linear and gate: of the pixels, of both joints, of z
+    for shape, count in gated.items():
+        assert sum(size == shape for size in sizes.values()) == count
+    assert sum(size == (40, 300) for size in sizes.values()) == 2, "means and log-variances have a layer each"
+    assert sizes["prior.pseudo_inputs"] == (500, 1, 8, 8) and vae.prior.posterior is vae.posterior
+    u = vae.prior.pseudo_inputs
+    assert abs(u.mean() - 0.05) < 0.001 and abs(u.std() - 0.01) < 0.001 and u.min() > 0
+    weights = vae.posterior.net.body.joint.linear.weight
+    assert abs(weights.std() / (2 / 300) ** 0.5 - 1) < 0.02, "He's rule"
+
+
+def test_the_log_variance_is_clamped_to_the_published_range(scripts):
+    protocol, reproduce, _ = scripts
+    x = data.load("digits")
+    vae = reproduce.ROWS["vae-standard"].build(x, protocol.Settings())
+    with torch.no_grad():
+        for bias, log_variance in ((-100.0, -6.0), (100.0, 2.0), (1.0, 1.0)):
+            vae.posterior.net.log_variance.weight.zero_()
+            vae.posterior.net.log_variance.bias.fill_(bias)
+            scale = vae.posterior(x.test[:5]).base_dist.scale
+            torch.testing.assert_close(2 * scale.log(), torch.full_like(scale, log_variance))
+
+
+def test_the_warm_up_is_linear_and_patience_waits_for_its_end(scripts):
+    protocol, reproduce, _ = scripts
+    s = protocol.QUICK._replace(warmup=4, patience=1)
+    x = data.load("digits")
+    torch.manual_seed(0)
+    vae = reproduce.ROWS["vae-standard"].build(x, s)
+    seen = []
+
+    class Watched(SVI):
+        def step(self, *batch):
+            seen.append(self.loss.beta.value.item())
+            return super().step(*batch)
+
+    step = Watched(vae, protocol.objective(s), protocol.optimizer(s._replace(lr=0.0)))
+    history = train(step, x.train[:200], epochs=9, batch_size=100, validation=x.validation, patience=1, seed=0)
+    assert seen[:8] == pytest.approx([i / 8 for i in range(8)]) and set(seen[8:]) == {1.0}
+    # Nothing is learned, so no epoch is better than the first that counts: the one at whose end the warm-up is over.
+    assert history.stopped_early and history.best_epoch == 3 and len(history.validation) == 5
+
+
+def test_the_binarised_images_are_those_of_the_protocol(scripts):
+    protocol, *_ = scripts
+    try:
+        levels = data.load("mnist", binarize="none")
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"MNIST is not here: {error}")
+    x = protocol.load("mnist")
+    stream = np.random.RandomState(777)
+    for drawn, grey in ((x.validation, levels.validation), (x.test, levels.test)):  # in this order
+        probs = grey.flatten(1).numpy().astype(np.float32) / 255
+        assert (drawn.flatten(1).numpy() == stream.binomial(1, probs)).all()
+    assert protocol.check_draws(x.validation, x.test) == protocol.DRAWS
+    assert (len(x.train), len(x.validation), len(x.test)) == (50_000, 10_000, 10_000)
+    assert not (x.train[:10] == x.train[:10]).all(), "training images are drawn anew at every use"
+    with pytest.raises(RuntimeError, match="not those of the protocol"):
+        protocol.check_draws(x.test, x.validation)
+
+
+@pytest.mark.parametrize("row", ["vae-vamp", "frey-standard"])
+def test_a_row_from_training_to_the_table(row, scripts, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    command(scripts, monkeypatch, "--rows", row, "--out", out)
+    printed = capsys.readouterr().out
+    result = json.loads((out / "results" / f"{row}-0.json").read_text())
+    assert result["epochs"] == 3 and result["converged"] and result["num_samples"] == 50
+    assert {"mc_standard_error", "data_standard_error", "reliable_fraction", "elbo", "kl", "active_units"} <= set(
+        result
+    )
+    assert {"seconds", "seed", "versions", "machine", "split"} <= set(result) | {"split"} and "seed 0" in result["data"]
+    assert result["log_likelihood"] > result["elbo"]
+    values = np.load(out / f"{row}-0" / "log_likelihood.npy")
+    assert values.shape == (300,) and values.mean() == pytest.approx(result["log_likelihood"], abs=1e-3)
+    number = f"{result['bits_per_dim']:.3f}" if "frey" in row else f"{-result['log_likelihood']:.2f}"
+    assert number in printed and printed.count("not run") >= len(scripts[1].ROWS) - 1
+    # Evaluated from its checkpoint, it is the same to the last bit.
+    command(scripts, monkeypatch, "--rows", row, "--out", out, "--evaluate")
+    again = json.loads((out / "results" / f"{row}-0.json").read_text())
+    assert again["log_likelihood"] == result["log_likelihood"] and again["best_epoch"] == result["best_epoch"]
+
+
+def test_a_run_that_was_cut_is_called_that_and_goes_on(scripts, tmp_path, monkeypatch, capsys):
+    command(scripts, monkeypatch, "--rows", "vae-standard", "--out", tmp_path, "--epochs", 2)
+    assert "not converged: 2 epochs" in capsys.readouterr().out
+    command(scripts, monkeypatch, "--rows", "vae-standard", "--out", tmp_path)
+    assert "not converged" not in capsys.readouterr().out
+    whole = json.loads((tmp_path / "results" / "vae-standard-0.json").read_text())
+    command(scripts, monkeypatch, "--rows", "vae-standard", "--out", tmp_path / "at-once")
+    at_once = json.loads((tmp_path / "at-once" / "results" / "vae-standard-0.json").read_text())
+    assert whole["log_likelihood"] == at_once["log_likelihood"]
+
+
+def result(row, value, **rest):
+    return {
+        "row": row, "data": "mnist, …", "seed": 0, "log_likelihood": -value, "is_lower_bound": False,
+        "elbo": -value - 3, "mc_standard_error": 0.004, "data_standard_error": 0.25, "reliable_fraction": 0.995,
+        "kl": {"z": 25.0}, "active_units": {"z": 39}, "epochs": 700, "converged": True, "seconds": 3600,
+        "machine": "a machine", "test": ["x"],
+    } | rest  # fmt: skip
+
+
+def test_the_table_is_made_of_the_files_and_of_nothing_else(scripts, tmp_path):
+    _, reproduce, reproduced = scripts
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results.mkdir()
+    begin, end = reproduced.MARKS
+    readme.write_text(f"before\n{begin}\nstale 99.99\n{end}\nafter\n")
+    empty = reproduced.table(reproduce.ROWS, results)
+    assert empty.count(reproduced.NOT_RUN) == len(reproduce.ROWS)
+    (results / "vae-standard-0.json").write_text(json.dumps(result("vae-standard", 84.61)))
+    (results / "vae-vamp-0.json").write_text(json.dumps(result("vae-vamp", 83.9)))
+    (results / "vae-iaf-0.json").write_text(
+        json.dumps(result("vae-iaf", 83.0, converged=False, is_lower_bound=True, epochs=120))
+    )
+    text = reproduced.table(reproduce.ROWS, results)
+    lines = {name: next(line for line in text.splitlines() if number in line)
+             for name, number in (("standard", "84.61"), ("vamp", "83.90"), ("iaf", "83.00"))}  # fmt: skip
+    assert "+0.16, within ± 0.35" in lines["standard"] and "99.5%" in lines["standard"]
+    assert "+1.47, OUTSIDE ± 0.35" in lines["vamp"]
+    assert "≤ 83.00" in lines["iaf"] and "not converged: 120 epochs" in lines["iaf"]
+    assert text.count(reproduced.NOT_RUN) == len(reproduce.ROWS) - 3
+    for _ in range(2):
+        reproduced.insert(text, readme)
+    assert readme.read_text() == f"before\n{begin}\n{text}\n{end}\nafter\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="reproduced"):
+        reproduced.insert(text, readme)
+
+
+def test_runs_on_the_same_images_are_compared_image_by_image(scripts, tmp_path):
+    _, reproduce, reproduced = scripts
+    out, results = tmp_path, tmp_path / "results"
+    results.mkdir()
+    noise = np.random.RandomState(0).normal(size=(2, 1000))
+    values = {"vae-standard": -84 + 20 * noise[0], "vae-iaf": -83.5 + 20 * noise[0] + noise[1]}
+    for row, own in values.items():
+        (out / f"{row}-0").mkdir()
+        np.save(out / f"{row}-0" / "log_likelihood.npy", own)
+        (results / f"{row}-0.json").write_text(json.dumps(result(row, -own.mean())))
+    (results / "vae-vamp-0.json").write_text(json.dumps(result("vae-vamp", 90.0, test=["other images"])))
+    reproduce.pair_up(out, results)
+    paired = json.loads((results / "vae-iaf-0.json").read_text())["paired"]
+    assert set(paired) == {"vae-standard-0"}
+    assert paired["vae-standard-0"]["difference"] == pytest.approx(0.5 + noise[1].mean())
+    assert paired["vae-standard-0"]["standard_error"] == pytest.approx(noise[1].std(ddof=1) / 1000**0.5)
+    assert "`vae-iaf-0` is better than `vae-standard-0` by" in reproduced.table(reproduce.ROWS, results)
+
+
+def test_an_unknown_row_is_named(scripts, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command(scripts, monkeypatch, "--rows", "vae-vampire")
+    assert "vae-vampire" in capsys.readouterr().err
