@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,42 +15,33 @@ from torch import nn
 
 import ppgen
 from ppgen.catalogue import Recipe
+from ppgen.files import check_manifest, parse_json, write_bytes, write_manifest
 from ppgen.inference import History
 
-__all__ = ["Run", "load_run", "save_run", "write_json"]
+__all__ = ["Run", "begin_run", "load_run", "read_config", "save_run"]
 
-SCHEMA = 2
-
-
-def _replace(path: Path, write: Callable[[str], None]) -> None:
-    """Writes a file whole or not at all: to a temporary name, synced, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+SCHEMA = 3
+CONFIG, MODEL, HISTORY = "config.json", "model.safetensors", "history.json"
+LARGEST = 2**20  # bytes of a configuration
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    text = json.dumps(value, indent=2) + "\n"
+def begin_run(folder: Path, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any]) -> None:
+    """Writes what a run is going to be, ``config.json``, from which training can be continued.
 
-    def write(temporary: str) -> None:
-        Path(temporary).write_text(text)
-
-    _replace(path, write)
+    Args:
+        folder: made if it is not there.
+        recipe: what its model is built from.
+        data: name, binarisation and split of its data.
+        training: the settings of its training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / CONFIG, _config(recipe, data, training))
 
 
 def save_run(
     folder: Path, pair: nn.Module, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any], history: History
 ) -> None:
-    """Writes a run: ``config.json``, ``model.safetensors`` and ``history.json``.
+    """Writes a run: ``config.json``, ``model.safetensors``, ``history.json``, and their SHA-256 in ``manifest.json``.
 
     Args:
         folder: made if it is not there.
@@ -62,10 +52,19 @@ def save_run(
         history: its losses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "model.safetensors", lambda temporary: save_model(pair, temporary))
-    write_json(folder / "history.json", asdict(history))
-    config = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": asdict(recipe), "data": data}
-    write_json(folder / "config.json", {**config, "training": training})
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{MODEL}.") as temporary:
+        save_model(pair, f"{temporary}/{MODEL}")
+        model = Path(temporary, MODEL).read_bytes()
+    losses = (json.dumps(asdict(history), indent=2) + "\n").encode()
+    files = {MODEL: model, HISTORY: losses, CONFIG: _config(recipe, data, training)}
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    write_manifest(folder, files, SCHEMA)
+
+
+def _config(recipe: Recipe, data: dict[str, Any], training: dict[str, Any]) -> bytes:
+    about = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": asdict(recipe), "data": data, "training": training}
+    return (json.dumps(about, indent=2) + "\n").encode()
 
 
 class Run(NamedTuple):
@@ -93,13 +92,41 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> Run:
         FileNotFoundError: the folder is not a run.
         ValueError: a file of it is damaged, or of another version.
     """
-    for name in ("config.json", "model.safetensors"):
+    for name in (CONFIG, MODEL):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a run: it has no {name}. `ppgen train` makes one.")
-    path = folder / "config.json"
+            begun = (
+                f"its training has not ended (`ppgen train --resume {folder}`)"
+                if (folder / CONFIG).exists()
+                else ("`ppgen train` makes one")
+            )
+            raise FileNotFoundError(f"{folder} is not a run: it has no {name}; {begun}.")
+    recipe, config = read_config(folder, allow)
+    check_manifest(folder, (CONFIG, MODEL, HISTORY), SCHEMA)
+    pair = _built(recipe, folder)
     try:
-        config = json.loads(path.read_text())
+        load_model(pair, folder / MODEL)
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{folder / MODEL} does not hold the parameters of this run: {first}") from error
+    return Run(pair.eval(), recipe, config)
+
+
+def read_config(folder: Path, allow: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
+    """What ``config.json`` says of a run, finished or not.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, of another version, or names an import path that is not allowed.
+    """
+    path = folder / CONFIG
+    if path.is_symlink() or not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run: it has no {CONFIG}. `ppgen train` makes one.")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which no configuration of a run has.")
+    config = parse_json(path.read_bytes(), path)
+    try:
         schema, content = config["schema"], dict(config["recipe"])
+        about = (dict(config["data"]), dict(config["training"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error!r}.") from error
     if schema != SCHEMA:
@@ -111,15 +138,17 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> Run:
         recipe = Recipe(**content)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its recipe cannot be built: {error}") from error
-    if foreign := [path for path in recipe.imports if path not in allow]:
+    if foreign := [name for name in recipe.imports if name not in allow]:
         raise ValueError(
             f"The run {folder} was made with {', '.join(foreign)}, and importing that runs its code: if you trust it, "
             f"allow it by name (--allow {','.join(foreign)})."
         )
-    pair = recipe.build()
+    return recipe, {**config, "data": about[0], "training": about[1]}
+
+
+def _built(recipe: Recipe, folder: Path) -> Any:
+    """The recipe's model; sizes that nobody could have trained end in words, not in a full memory."""
     try:
-        load_model(pair, folder / "model.safetensors")
-    except (SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{folder / 'model.safetensors'} does not hold the parameters of this run: {first}") from error
-    return Run(pair.eval(), recipe, config)
+        return recipe.build()
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: its recipe cannot be built: {error}") from error

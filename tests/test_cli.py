@@ -1,6 +1,7 @@
 """The command line as a user types it: runs that rebuild their model, a comparison, and one-line errors."""
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def run(tmp_path_factory):
 def test_a_run_holds_what_rebuilds_it_and_what_one_looks_at(run):
     assert {p.name for p in run.iterdir()} == {
         "config.json",
+        "manifest.json",
         "model.safetensors",
         "history.json",
         "metrics.json",
@@ -305,7 +307,7 @@ def test_a_bad_number_of_samples_names_it(run, samples, capsys):
 
 @pytest.mark.parametrize("damage", ["truncated", "schema", "json", "unknown"])
 def test_a_damaged_run_is_refused_by_name(run, damage, capsys, tmp_path):
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "history.json", "manifest.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     config = json.loads((run / "config.json").read_text())
     if damage == "truncated":
@@ -317,6 +319,9 @@ def test_a_damaged_run_is_refused_by_name(run, damage, capsys, tmp_path):
     else:
         config["recipe"]["settings"]["prior"] = "os.system"
         (tmp_path / "config.json").write_text(json.dumps(config))
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["files"]["config.json"] = hashlib.sha256((tmp_path / "config.json").read_bytes()).hexdigest()
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     status, _, err = call(capsys, "evaluate", tmp_path, "--num-samples", 30)
     assert status == 2 and err.count("\n") == 1
     culprit = {"truncated": "model.safetensors", "schema": "99", "json": "config.json", "unknown": "'os.system'"}

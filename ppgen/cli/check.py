@@ -14,7 +14,8 @@ from ppgen.check import RUNGS, climb, trust
 from ppgen.check.trust import DATA_OF_CALIBRATION
 from ppgen.cli.options import Allow, DataDir, NoiseSeed
 from ppgen.cli.source import load
-from ppgen.runs import load_run, write_json
+from ppgen.files import write_json
+from ppgen.runs import load_run
 
 
 def check(

@@ -19,7 +19,7 @@ from ppgen.cli.lineup import lineup
 from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import load, num_classes, visible
 from ppgen.compare import Comparison, rank
-from ppgen.runs import write_json
+from ppgen.files import write_json
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
 COMPARABLE = [name for name, model in MODELS.items() if not model.flat and name != "ss-vae"]

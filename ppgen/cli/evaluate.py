@@ -10,9 +10,10 @@ import typer
 
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
 from ppgen.cli.source import error_rate, load
+from ppgen.files import write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.distributed import processes
-from ppgen.runs import load_run, write_json
+from ppgen.runs import load_run
 
 
 def evaluate(

@@ -14,9 +14,10 @@ from ppgen import data as datasets
 from ppgen.catalogue import Recipe
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
 from ppgen.cli.source import load
+from ppgen.files import write_json
 from ppgen.inference import sample
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
-from ppgen.runs import load_run, write_json
+from ppgen.runs import load_run
 
 
 def judge(

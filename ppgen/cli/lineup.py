@@ -17,9 +17,9 @@ from ppgen.catalogue import MODELS, Recipe, settings_of
 from ppgen.cli.judge import judged, trained_classifier
 from ppgen.cli.options import chosen
 from ppgen.cli.source import build, load, num_classes, visible
+from ppgen.files import write_json
 from ppgen.inference import encode, log_likelihood, reconstruct, sample
 from ppgen.judge import Classifier
-from ppgen.runs import write_json
 
 
 def lineup(

@@ -16,10 +16,11 @@ from ppgen import plots
 from ppgen.catalogue import MODELS, Recipe, settings_of
 from ppgen.cli.options import Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import build, error_rate, load, num_classes, visible
+from ppgen.files import write_json
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
 from ppgen.inference.distributed import current, processes
 from ppgen.priors import VampPrior
-from ppgen.runs import save_run, write_json
+from ppgen.runs import save_run
 
 Out = Annotated[Path, typer.Option(help="The run's folder; it must not hold a run yet.")]
 

@@ -7,6 +7,7 @@ from ppgen.inference.annealed import AnnealedEstimate, ais
 from ppgen.inference.bidirectional import Bounds, bdmc
 from ppgen.inference.em import EM
 from ppgen.inference.export import to_arviz
+from ppgen.inference.fit import fit
 from ppgen.inference.latents import LatentReport, latent_report
 from ppgen.inference.likelihood import Estimate, log_likelihood
 from ppgen.inference.losses import elbo, iwae
@@ -18,7 +19,7 @@ from ppgen.inference.proposals import RepairedEstimate, repaired_log_likelihood
 from ppgen.inference.schedules import warmup
 from ppgen.inference.semisupervised import classify, semi_supervised
 from ppgen.inference.svi import SVI
-from ppgen.inference.train import History, fit, train
+from ppgen.inference.train import History, train
 from ppgen.inference.weights import log_weights
 
 __all__ = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
+from ppgen.inference.modes import device_of
 from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import OptimizerFactory
 from ppgen.inference.turns import in_turn
@@ -131,6 +132,21 @@ class Adversarial:
         if self.num_steps % self.critic_steps == 0:
             self._update("generator", "generator", self.pair.generator_loss, batch)
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has made beside the model's own state: the optimisers', the turns, the monitors."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "num_steps": self.num_steps, "monitors": self.monitors, "seen": self._seen,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        device = device_of(self.pair)
+        self.monitors = {name: value.to(device) for name, value in state["monitors"].items()}
+        self.num_steps, self._seen = state["num_steps"], state["seen"]
 
     def _update(self, network: str, side: str, turn: Callable[..., Any], batch: Any) -> Tensor:
         buffers = [

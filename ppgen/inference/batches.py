@@ -186,6 +186,34 @@ class Loaded:
         """Whether each process is given rows of its own."""
         return isinstance(getattr(self.loader, "sampler", None), DistributedSampler)
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the loader can go on within an epoch."""
+        return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict")
+
+    def state(self) -> dict[str, Any]:
+        """What the order of the batches to come depends on, beside torch's global generator."""
+        own = self.loader.state_dict() if self.divisible else None  # type: ignore[attr-defined]
+        return {"passes": self.passes, "loader": own, "generators": [g.get_state() for g in self._generators()]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`state` was."""
+        self.passes = state["passes"]
+        if self.divisible:
+            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+        for generator, value in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(value)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators of a loader's own, each once."""
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
+        return list(found.values())
+
+    def rest(self, done: int) -> Iterator[tuple[Any, ...]]:
+        """The batches after those that are done; a loader knows by itself how many these are."""
+        return iter(self)
+
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         if self.divided:
             self.passes += 1
@@ -206,11 +234,23 @@ class Shuffled:
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
+    divisible = True
+
+    def state(self) -> None:
+        """Nothing: the generator's state at the beginning of an epoch gives its order."""
+
+    def load_state(self, state: None) -> None:
+        """Nothing to do."""
+
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return self.rest(0)
+
+    def rest(self, done: int) -> Iterator[tuple[Any, ...]]:
+        """The batches of a pass after those that are done, which are not read."""
         if self.generator is None:
             return self.rows.batches(self.batch_size)
         order = torch.randperm(len(self.rows), generator=self.generator)
-        return (self.rows(own_part(index)) for index in order.split(self.batch_size))
+        return (self.rows(own_part(index)) for index in order.split(self.batch_size)[done:])
 
 
 def is_loader(data: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ppgen.inference.graphs import CannotTrace, Graph, trace
-from ppgen.inference.modes import modules_of
+from ppgen.inference.modes import modules_of, unmoved
 from ppgen.inference.schedules import Schedule
 
 __all__ = ["Compiled", "Gradients", "gradients"]
@@ -87,6 +87,8 @@ class Compiled:
         self._calls: dict[Any, int] = {}
         self._numbers = _numbers(pair, loss)
         self._retraced = 0
+        # Of the run that this one continues, by what its keys look like: calls, and which of them had a graph.
+        self._earlier: dict[str, tuple[int, bool]] = {}
         if self.reason:
             self._give_up(self.reason)
 
@@ -96,15 +98,30 @@ class Compiled:
             return self._eager(batch)
         batch = [member.contiguous() for member in batch]  # a graph holds for one order in memory
         key = self.key(batch)
+        if key not in self._calls and self._earlier:
+            self._calls[key] = self._earlier.get(repr(key), (0, False))[0]
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         code = self._codes.get(key)
         if code is None:
-            if self._codes and calls <= PATIENCE:
+            had_graph = self._earlier.pop(repr(key), (0, False))[1] if self._earlier else False
+            others = self._codes or any(graph for _, graph in self._earlier.values())
+            if others and calls <= PATIENCE and not had_graph:
                 return self._eager(batch)
             return self._build(key, batch)
         if calls in CHECKS or calls % CHECK_EVERY == 0:
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """When which graphs were made and checked, so that a run that is continued has them where it would have."""
+        now = {repr(key): (calls, key in self._codes) for key, calls in self._calls.items()}
+        return {"reason": self.reason, "calls": {**self._earlier, **now}, "retraced": self._retraced}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave; the graphs themselves are made again at their first batch."""
+        self.reason = self.reason or state["reason"]
+        self._earlier = {key: (calls, graph) for key, (calls, graph) in state["calls"].items()}
+        self._calls, self._codes, self._retraced = {}, {}, state["retraced"]
 
     def key(self, batch: Sequence[Tensor]) -> Any:
         """What a graph depends on: shapes, modes and plain numbers, and which parameters are trained."""
@@ -191,16 +208,9 @@ class Compiled:
     @contextmanager
     def _given_back(self, batch: Sequence[Tensor]) -> Iterator[None]:
         """Generators and buffers as they were, after a run that does not count."""
-        buffers = [b for m in (*modules_of(self.pair), *modules_of(self.loss)) for b in m.buffers()]
-        before = [b.detach().clone() for b in buffers]
         devices = [batch[0].device] if batch[0].is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            try:
-                yield
-            finally:
-                with torch.no_grad():
-                    for buffer, value in zip(buffers, before, strict=True):
-                        buffer.copy_(value)
+        with torch.random.fork_rng(devices=devices), unmoved(self.pair, self.loss):
+            yield
 
 
 def _can_compile(parameters: Sequence[Tensor]) -> bool:

@@ -119,6 +119,21 @@ class EM:
         """The mean negative log-likelihood of a batch; it is exact, so no noise needs the seed."""
         return -self.pair.expectation(*device_batch(self.pair, batch))["log_likelihood"]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What EM remembers from batch to batch, beside the model's parameters."""
+        return {
+            "started": self._started, "statistics": self._statistics, "epoch": self._epoch,
+            "last_loss": self._last_loss, "converged": self.converged, "rate": vars(self.rate),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        rate = _Rate(self.rate.num_parameters)
+        vars(rate).update({name: int(state["rate"][name]) for name in vars(rate)})
+        self._started, self._statistics, self._epoch = state["started"], state["statistics"], state["epoch"]
+        self._last_loss, self.converged = state["last_loss"], state["converged"]
+        vars(self.rate).update(vars(rate))
+
     def _expectation(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         statistics = dict(self.pair.expectation(*batch))
         log_likelihood = statistics.pop("log_likelihood")

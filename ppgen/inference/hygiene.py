@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
-from ppgen.inference.modes import modules_of
+from ppgen.inference.modes import device_of, modules_of, seeded
+from ppgen.inference.programs import device_batch, run
 from ppgen.pair import unadapted
 
-__all__ = ["check_observed", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]
+__all__ = ["check_last_batch", "check_observed", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]
 
 log = logging.getLogger(__name__)
 
@@ -154,3 +155,33 @@ def _base(fn: Any, stop: type | tuple[()] = ()) -> Any:
     while (hasattr(fn, "base_dist") or hasattr(fn, "base")) and not isinstance(fn, stop):
         fn = fn.base_dist if hasattr(fn, "base_dist") else fn.base
     return fn
+
+
+def check_last_batch(pair: Any, num_rows: int, batch_size: int, batch: Sequence[Any]) -> None:
+    """Makes sure that the last batch of an epoch is no single row that batch normalisation cannot train on.
+
+    Args:
+        pair: in train mode.
+        num_rows: of all data.
+        batch_size: rows of the other batches.
+        batch: any batch of these data.
+
+    Raises:
+        ValueError: it is; it would be found only after the other batches were trained on.
+    """
+    networks = [module for owner in modules_of(pair) for module in owner.modules()]
+    if num_rows % batch_size != 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks):
+        return
+    buffers = [(b, b.clone()) for owner in modules_of(pair) for b in owner.buffers()]
+    try:
+        with torch.no_grad(), seeded(None, device_of(pair)):
+            run(pair.model, pair.guide, device_batch(pair, [member[:1] for member in batch]))
+    except ValueError as error:
+        raise ValueError(
+            f"The last batch of an epoch has 1 row (of {num_rows} rows in batches of batch_size={batch_size}), and "
+            f"batch normalisation needs more to train on: choose another batch_size. ({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

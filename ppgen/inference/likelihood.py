@@ -18,7 +18,7 @@ from ppgen.inference.export import elpd_data
 from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.hygiene import check_observed, warn_of_probabilities, watching_modes
 from ppgen.inference.masks import masked
-from ppgen.inference.modes import device_of, evaluating, seeded
+from ppgen.inference.modes import checked_seed, device_of, evaluating, seeded
 from ppgen.inference.programs import device_batch, measure, programs, run, sites
 from ppgen.inference.psis import TailAccumulator, k_hat_limit
 from ppgen.nn.shapes import positive_integer
@@ -220,7 +220,10 @@ def log_likelihood(
 
 def cell_seed(seed: int, block: int, cell: int) -> int:
     """The key of one cell of noise."""
-    return int(np.random.SeedSequence([seed % 2**63, block, cell]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([checked_seed(seed) % 2**63, block, cell]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
 
 
 def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -28,13 +29,46 @@ def device_of(pair: Any) -> torch.device:
     return torch.device("cpu")
 
 
+def dtype_of(pair: Any) -> torch.dtype | None:
+    """The floating type of a pair's parameters and buffers; None for a pair that has none."""
+    for module in modules_of(pair):
+        for tensor in chain(module.parameters(), module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+    return None
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed that torch's generators take.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not -(2**63) <= operator.index(seed) < 2**64:
+        raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}.")
+    return operator.index(seed)
+
+
 @contextmanager
 def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
     """Torch's global generators at ``seed`` (or as they are) inside, as they were outside; other threads wait."""
     with own_generators(device if device is not None and device.type == "cuda" else None):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.manual_seed(checked_seed(seed))
         yield
+
+
+@contextmanager
+def unmoved(*owners: Any) -> Iterator[None]:
+    """A run that does not count: buffers that it moves (a normalisation's, a codebook's) are outside as they were."""
+    buffers = [b for owner in owners for module in modules_of(owner) for b in module.buffers()]
+    before = [b.detach().clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 @contextmanager

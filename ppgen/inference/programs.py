@@ -15,7 +15,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppgen.inference.modes import device_of, seeded
+from ppgen.inference.modes import device_of, dtype_of, seeded, unmoved
 from ppgen.inference.turns import in_turn
 from ppgen.pair import unadapted
 
@@ -102,8 +102,9 @@ def frame_of_data(site: Any) -> Any | None:
 
 
 def measure(model: Program, guide: Program, *batch: Any) -> Structure:
-    """A first run of a pair, with the generators given back."""
-    with torch.no_grad(), seeded(None, _device(batch)):
+    """A first run of a pair, with the generators and buffers given back."""
+    owner = getattr(model, "__self__", model)
+    with torch.no_grad(), seeded(None, _device(batch)), unmoved(owner):
         model_trace, guide_trace = run(model, guide, batch)
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
@@ -129,7 +130,8 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     """Whether two particles run; also where nothing else does, so that what is wrong is said as usual."""
     from ppgen.inference.repeated import Repeated  # which builds on this file
 
-    with torch.no_grad(), seeded(None, _device(batch)):
+    owner = getattr(model, "__self__", model)
+    with torch.no_grad(), seeded(None, _device(batch)), unmoved(owner):
         try:
             run(model, guide, batch, num_particles=2, nesting=nesting)
         except Exception:  # whatever the program is not made for
@@ -279,6 +281,9 @@ def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
 
 
 def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
-    """A batch moved to where the pair is."""
-    device = device_of(pair)
-    return tuple(member.to(device) if isinstance(member, Tensor) else member for member in batch)
+    """A batch moved to where the pair is, floats in the precision of its parameters."""
+    device, dtype = device_of(pair), dtype_of(pair)
+    return tuple(
+        member.to(device, dtype if member.is_floating_point() else None) if isinstance(member, Tensor) else member
+        for member in batch
+    )

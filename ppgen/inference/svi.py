@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppgen.inference.compiled import Compiled, Gradients, gradients
 from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
-from ppgen.inference.modes import evaluating, modules_of, precision, seeded
+from ppgen.inference.modes import evaluating, modules_of, precision, seeded, unmoved
 from ppgen.inference.programs import device_batch, log_prob, run, sites
 from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
@@ -117,13 +117,14 @@ class SVI:
         self._compiled: Compiled | None = None
         self._replayed: Replayed | None = None
         self._known = _KnownParameters(set())
+        self._moving: list[Tensor] | None = None  # the buffers that a step changes, once the first has shown them
 
     def prepare(self, *batch: Any) -> None:
         """A first run, which brings lazily made parameters into being, and then the optimiser over all of them."""
         if self.optimizer is not None:
             return
         device = next((b.device for b in batch if isinstance(b, Tensor)), None)
-        with torch.no_grad(), seeded(None, device), _Collector() as collected:
+        with torch.no_grad(), seeded(None, device), unmoved(self.pair), _Collector() as collected:
             run(self.pair.model, self.pair.guide, batch)
         found = {id(p): p for module in modules_of(self.pair) for p in module.parameters() if p.requires_grad}
         for name, value in collected.found.items():
@@ -142,7 +143,12 @@ class SVI:
             self.optimizer = self._optimizer
         else:
             self.optimizer = (self._optimizer or adam)(self.parameters)
+        self._set_compiled(device)
+
+    def _set_compiled(self, device: torch.device | None) -> None:
+        self._compiled, self._replayed = None, None
         if self._compile:
+            assert self.optimizer is not None
             self._compiled = Compiled(self.loss, self.pair, self.parameters, PRECISIONS[self.precision])
             ahead = device is not None and device.type == "cuda" and self.optimizer.defaults.get("fused")
             if self.compiled and ahead and current().count == 1:
@@ -174,9 +180,15 @@ class SVI:
         else:
             for parameter in self.parameters:
                 parameter.grad = None  # its memory, which the caches still hold, serves the next one
+            before = self._buffers()
             loss, whole, found = self._gradients(batch)
             if not torch.isfinite(whole):
-                raise self._explain(loss, batch)
+                error = self._explain(loss, batch)
+                for buffer, value in before:
+                    buffer.copy_(value)
+                raise error
+            if self._moving is None:
+                self._moving = [buffer for buffer, value in before if not torch.equal(buffer, value)]
             self._apply(averaged(found, self.parameters, num_rows(batch), self.pair))
         for schedule in self.schedules:
             schedule.advance()
@@ -199,9 +211,18 @@ class SVI:
                 return self._compiled(batch)
             return gradients(self.loss, self.pair, self.parameters, batch)
 
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers that a step may change (a normalisation's, a codebook's), and their values before it."""
+        if self._moving is not None:
+            return [(buffer, buffer.clone()) for buffer in self._moving]
+        return [(b, b.clone()) for module in modules_of(self.pair) for b in module.buffers()]
+
     def _update(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """An update that skips itself, on the device, if anything in it is not finite."""
+        before = self._buffers()
         loss, whole, found = self._gradients(batch)
+        for buffer, value in before:
+            buffer.copy_(torch.where(whole.isfinite(), buffer, value))
         self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[union-attr]  # which fused ones read
         self._apply(found)
         return loss, whole
@@ -220,6 +241,46 @@ class SVI:
         batch = device_batch(self.pair, batch)
         with evaluating(self.pair, seed), unannealed(self.loss):
             return self.loss(self.pair.model, self.pair.guide, *batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has made beside the pair's own state: the optimiser's, the loss's, and how steps run."""
+        of_pair = {id(p) for module in modules_of(self.pair) for p in module.parameters()}
+        return {
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
+            "sites": [p.detach() for p in getattr(self, "parameters", []) if id(p) not in of_pair],
+            "precision": self.precision,
+            "compile": self._compile,
+            "compiled": None if self._compiled is None else self._compiled.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave, after :meth:`prepare`; steps run as they did, compiled or not.
+
+        Raises:
+            ValueError: the optimiser or the precision is another one.
+        """
+        if state["precision"] != self.precision:
+            raise ValueError(f"precision was {state['precision']!r}, and here it is {self.precision!r}")
+        if self.optimizer is None:
+            raise ValueError("the step must be prepared by a batch first: step.prepare(*batch)")
+        of_pair = {id(p) for module in modules_of(self.pair) for p in module.parameters()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, own in self.optimizer.state.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # a fused one reads both in one order
+                    own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(state["loss"])
+        with torch.no_grad():
+            sites = [p for p in self.parameters if id(p) not in of_pair]
+            for parameter, value in zip(sites, state["sites"], strict=True):
+                parameter.copy_(value)
+        if self._compile != state["compile"]:
+            self._compile = state["compile"]
+            self._set_compiled(self.parameters[0].device)
+        if self._compiled is not None and state["compiled"] is not None:
+            self._compiled.load_state_dict(state["compiled"])
 
     def _explain(self, loss: Tensor, batch: Any) -> FloatingPointError:
         with torch.no_grad(), pyro.validation_enabled(False):  # which would stop at the first bad parameter

@@ -1,0 +1,226 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ppgen.files import check_manifest, parse_json, versions, write_manifest
+
+__all__ = ["Checkpoints"]
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+STATE, TENSORS = "state.json", "tensors.safetensors"
+KEPT = 2  # the newest and the one before
+WHOLE = re.compile(r"\d{12}")
+
+
+class Checkpoints:
+    """The checkpoints of one run: folders ``DIR/000000001234``, named by the steps that were made.
+
+    A checkpoint is two files, numbers and texts in ``state.json`` and tensors in ``tensors.safetensors``, and a
+    ``manifest.json`` with their SHA-256. It is written under another name, synced and renamed, and only then is the
+    last but one removed: whenever the process or the machine stops, the newest folder of such a name is whole. Reading
+    runs no code: safetensors and JSON only.
+
+    Args:
+        folder: where they are; made if it is not there.
+        every: seconds between two of them.
+
+    Raises:
+        ValueError: a time that is negative or no number.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path, every: float = 60.0) -> None:
+        if isinstance(every, bool) or not isinstance(every, int | float) or not every >= 0:
+            raise ValueError(f"checkpoint_every must be a number of seconds that is not negative, got {every!r}.")
+        self.folder, self.every = Path(folder), every
+        self._received: list[int] = []
+        self._written = time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trial = self.folder / f".trial.{os.getpid()}"
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoint={str(folder)!r}: nothing can be written there ({error.strerror}), and nothing was "
+                "trained. Choose a folder that is yours to write",
+            ) from error
+
+    @property
+    def newest(self) -> Path | None:
+        """The folder of the newest checkpoint."""
+        return max((p for p in self.folder.iterdir() if WHOLE.fullmatch(p.name)), default=None)
+
+    def read(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint; None where there is none.
+
+        Raises:
+            ValueError: a file of it is damaged, missing, or of another version; the message names it.
+        """
+        if (folder := self.newest) is None:
+            return None
+        try:
+            contents, manifest = check_manifest(folder, (STATE, TENSORS), SCHEMA)
+            state = _unpacked(parse_json(contents[STATE], folder / STATE), load(contents[TENSORS]))
+        except (KeyError, TypeError, IndexError, SafetensorError, RecursionError) as error:
+            raise ValueError(f"{folder / STATE} and {TENSORS} beside it are not a checkpoint: {error!r}.") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{error} An earlier checkpoint may be beside it: it serves once {folder} is moved away."
+            ) from error
+        if not isinstance(state, dict):
+            raise ValueError(f"{folder / STATE} is not the state of a run.")
+        changed = [f"{k} {manifest.get(k)} → {v}" for k, v in versions().items() if manifest.get(k) != v]
+        if changed:
+            log.warning("Training goes on, but not bit for bit as it would have: %s.", ", ".join(changed))
+        return state
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return bool(self._received) or time.monotonic() - self._written >= self.every
+
+    def write(self, steps: int, state: dict[str, Any]) -> None:
+        """Writes the state after so many steps, and removes all but the last two.
+
+        Raises:
+            OSError: it could not be written; the earlier ones are as they were.
+            TypeError: the state holds something that is no number, text or tensor.
+        """
+        final = self.folder / f"{steps:012d}"
+        if final.exists():  # a run that was continued, and stopped before its next step
+            return
+        tensors: list[Tensor] = []
+        packed = json.dumps(_packed(state, tensors, "state")).encode()
+        files = {STATE: packed, TENSORS: save({str(i): t for i, t in enumerate(tensors)})}
+        temporary = self.folder / f".{final.name}.{os.getpid()}"
+        try:
+            for left in self.folder.glob(".[0-9]*"):  # by a process that was killed while it wrote
+                shutil.rmtree(left)
+            temporary.mkdir()
+            for name, content in files.items():
+                _write_synced(temporary / name, content)
+            write_manifest(temporary, files, SCHEMA)
+            _sync(temporary)
+            os.rename(temporary, final)
+            _sync(self.folder)
+            for old in sorted(p for p in self.folder.iterdir() if WHOLE.fullmatch(p.name))[:-KEPT]:
+                # Renamed first, so that nothing half removed has a checkpoint's name.
+                os.rename(old, self.folder / f".{old.name}.old")
+                shutil.rmtree(self.folder / f".{old.name}.old")
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = f"the one of {self.newest} is whole" if self.newest else "there is none before it"
+            raise OSError(
+                error.errno,
+                f"The checkpoint after {steps:,} steps could not be written to {self.folder} ({error.strerror}); "
+                f"{kept}, and the model in memory has all of its training. Make room, and continue from there",
+            ) from error
+        self._written = time.monotonic()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM inside only ask for a checkpoint; :meth:`obey` lets them have their way.
+
+        A second one does not wait. In other threads than the main one, which get no signals, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._received.clear()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def receive(number: int, frame: Any) -> None:
+            self._received.append(number)
+            restore()
+
+        for number in before:
+            signal.signal(number, receive)
+        try:
+            yield
+        finally:
+            restore()
+
+    def obey(self, written: str) -> None:
+        """Hands a signal that was received to whoever would have had it: Ctrl-C raises KeyboardInterrupt."""
+        if self._received:
+            log.warning("Stopped by %s; %s.", signal.Signals(self._received[0]).name, written)
+            signal.raise_signal(self._received.pop(0))
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder outlast a loss of power."""
+    if os.name == "nt":  # which has no such call
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _packed(value: Any, tensors: list[Tensor], where: str) -> Any:
+    """A state as JSON: each tensor by its number, and the kinds of container that JSON does not tell apart named."""
+    if isinstance(value, Tensor):
+        # A copy: two names of one memory, which safetensors refuses, are read back as two.
+        tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(value, dict):
+        return {
+            "dict": [[_packed(k, tensors, where), _packed(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()]
+        }
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_packed(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{where} is {type(value).__name__}, which no checkpoint can hold: numbers, texts, tensors, and dictionaries, "
+        "lists and tuples of them can."
+    )
+
+
+def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {_unpacked(k, tensors): _unpacked(v, tensors) for k, v in content}
+    if kind in ("list", "tuple"):
+        items = [_unpacked(v, tensors) for v in content]
+        return tuple(items) if kind == "tuple" else items
+    raise KeyError(kind)

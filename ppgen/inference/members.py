@@ -1,0 +1,87 @@
+"""What a batch is made of: tensors, from whatever people keep their numbers in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_member", "check_members"]
+
+NUMBERS = "numbers (float, integer or boolean) are expected"
+
+
+def as_member(member: Any, name: str) -> Any:
+    """One member of a batch with its data axis first: a tensor, or what gives tensors when it is indexed by rows.
+
+    Raises:
+        TypeError: it is none, or not of numbers.
+        ValueError: it has no data axis, no values, or a mask that would be left out.
+    """
+    if isinstance(member, np.ndarray):
+        member = _of_array(member, name)
+    if isinstance(member, Tensor):
+        return _of_tensor(member, name)
+    if not _gives_tensors(member):
+        raise TypeError(
+            f"{name} is {type(member).__name__}: a torch tensor or a numpy array is expected, the data axis first. "
+            "Most containers have a method for it: .to_numpy() of a data frame, .toarray() of a sparse matrix, "
+            "np.array(...) of lists."
+        )
+    return member
+
+
+def check_members(members: Sequence[Any], name: str) -> None:
+    """Refuses batches of a loader that nothing could be trained on.
+
+    Raises:
+        TypeError: a member is a dictionary, a text or a list.
+        ValueError: a member has no rows.
+    """
+    for i, member in enumerate(members):
+        if member is None or isinstance(member, dict | str | bytes | list | tuple | set):
+            raise TypeError(
+                f"{name} is made of {type(member).__name__} (member {i}): a tensor or a tuple of tensors is expected. "
+                "Let the loader's collate_fn pick them: lambda rows: torch.stack([row['x'] for row in rows]), say."
+            )
+        if isinstance(member, Tensor):
+            _of_tensor(member, f"{name}, member {i}")
+            if len(member) == 0:
+                raise ValueError(f"{name} has no rows (member {i} has shape {tuple(member.shape)}).")
+
+
+def _of_array(array: np.ndarray, name: str) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ValueError(
+            f"{name} is a masked array, and its mask would be lost: give .filled(0), and mask=~array.mask, which is "
+            "True where a value was observed."
+        )
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} is an array of {array.dtype}: {NUMBERS}.")
+    if array.dtype == np.longdouble and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)  # torch has nothing wider
+    return torch.as_tensor(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+
+def _of_tensor(tensor: Tensor, name: str) -> Tensor:
+    if tensor.is_complex() or tensor.is_quantized:
+        raise TypeError(f"{name} is a tensor of {tensor.dtype}: {NUMBERS}. Give real and imaginary parts as features.")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise TypeError(f"{name} is a sparse or nested tensor ({tensor.layout}): call .to_dense() first.")
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the device meta, where tensors have no values: load them on the CPU or a GPU.")
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} is a single number: a tensor with the data axis first is expected.")
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.detach()
+
+
+def _gives_tensors(member: Any) -> bool:
+    if not (hasattr(member, "__getitem__") and hasattr(member, "__len__") and hasattr(member, "shape")):
+        return False
+    try:
+        return isinstance(member[:1], Tensor)
+    except Exception:  # a data frame looks rows up by name, a sparse matrix has no length: whichever it is, it is none
+        return False
