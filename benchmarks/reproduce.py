@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -278,6 +279,7 @@ def main() -> None:
     if not (names or args.table):
         parser.error("say which --rows to run, or --list them, or --table.")
     torch.set_num_threads(args.threads)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)  # a line an epoch, by ppgen
     for name in names:
         place = Place(args.out, results, name, args.seed)
         if not args.list:
