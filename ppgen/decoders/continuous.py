@@ -49,7 +49,7 @@ class Bernoulli(nn.Module):
         return as_shape(shape)
 
     def forward(self, *context: Tensor) -> Distribution:
-        return dist.Bernoulli(logits=feed(self.net, *context)).to_event(event_rank(self.net))
+        return distributions.Bernoulli(logits=feed(self.net, *context)).to_event(event_rank(self.net))
 
 
 class ContinuousBernoulli(nn.Module):

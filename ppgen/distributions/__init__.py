@@ -7,12 +7,13 @@ from .implicit import Implicit
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
 from .marginal import Marginal, marginal
 from .mixture import Mixture, as_diagonal_normal
-from .univariate import ContinuousBernoulli, RelaxedOneHot
+from .univariate import Bernoulli, ContinuousBernoulli, RelaxedOneHot
 
 __all__ = [
     "LOG_SCALE_RANGE",
     "AffineFlow",
     "AutoregressiveImage",
+    "Bernoulli",
     "CategoricalLevels",
     "ContinuousBernoulli",
     "DiscretizedLogistic",

@@ -14,6 +14,18 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import softplus
 
 
+class Bernoulli(dist.Bernoulli):
+    """Bernoulli distribution that scores bytes, integers and booleans as it does floats.
+
+    Example:
+        >>> Bernoulli(logits=torch.zeros(2)).log_prob(torch.tensor([True, False]))
+        tensor([-0.6931, -0.6931])
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value if value.is_floating_point() else value.to(self.logits.dtype))
+
+
 class ContinuousBernoulli(TorchDistribution):
     r"""Continuous Bernoulli distribution on [0, 1], exact for any logit.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +127,12 @@ def batched(function: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> 
 def check_event(x: Tensor, shape: tuple[int, ...], owner: str) -> None:
     """Raises a ValueError unless the last axes of ``x`` are ``shape``."""
     if tuple(x.shape[-len(shape) :]) != shape:
+        classes = len(shape) == 1 and x.dim() == 1 and not x.is_floating_point()
+        encode = " Class numbers become vectors by torch.nn.functional.one_hot(y, num_classes).float()."
         raise ValueError(
             f"{owner} takes events of shape {shape}, but the input has shape {tuple(x.shape)}: its last "
             f"{len(shape)} axes must be {shape}, with any number of axes before them. Reshape the data, or build "
-            "the network for the shape that the data have."
+            f"the network for the shape that the data have.{encode if classes else ''}"
         )
 
 
@@ -160,6 +164,6 @@ def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
 
 def positive_integer(name: str, value: object) -> int:
     """The value, if it is a whole number of at least 1; otherwise a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-    return value
+    return operator.index(value)
