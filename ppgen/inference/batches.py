@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -16,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
+from ppgen.inference.members import as_member, check_members
 from ppgen.inference.programs import sites
 
 __all__ = ["Rows", "checked_rows"]
@@ -56,7 +56,7 @@ def checked_rows(data: Any, name: str = "data") -> Rows:
     members = data if isinstance(data, tuple | list) else (data,)
     if not members:
         raise ValueError(f"{name} is empty: give a tensor, or a tuple of tensors, with the data axis first.")
-    rows = Rows([_member(member, f"{name}[{i}]" if len(members) > 1 else name) for i, member in enumerate(members)])
+    rows = Rows([as_member(member, f"{name}[{i}]" if len(members) > 1 else name) for i, member in enumerate(members)])
     lengths = [len(member) for member in rows.members]
     if len(set(lengths)) > 1:
         raise ValueError(f"The members of {name} differ in length: {lengths}. Each must have one row a datum.")
@@ -65,20 +65,6 @@ def checked_rows(data: Any, name: str = "data") -> Rows:
     for start in range(0, len(rows), 4096):
         check_finite(rows(slice(start, start + 4096)), name, start)
     return rows
-
-
-def _member(member: Any, name: str) -> Any:
-    if isinstance(member, np.ndarray):
-        if member.dtype.kind not in "fiub":
-            raise TypeError(f"{name} is an array of {member.dtype}: numbers (float, integer or boolean) are expected.")
-        member = torch.as_tensor(np.ascontiguousarray(member))
-    if not isinstance(member, Tensor) and not (hasattr(member, "__getitem__") and hasattr(member, "shape")):
-        raise TypeError(f"{name} is {type(member).__name__}: a torch tensor or a numpy array is expected.")
-    if isinstance(member, Tensor):
-        member = member.float() if member.dtype in (torch.float16, torch.bfloat16) else member.detach()
-    if len(member.shape) == 0:
-        raise ValueError(f"{name} is a single number: a tensor with the data axis first is expected.")
-    return member
 
 
 def check_finite(batch: Sequence[Any], name: str = "data", start: int = 0) -> None:
@@ -218,11 +204,19 @@ class Loaded:
         if self.divided:
             self.passes += 1
             self.loader.sampler.set_epoch(self.passes)  # type: ignore[attr-defined]  # or every epoch had one order
+        empty = True
         for i, batch in enumerate(self.loader):
             members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+            check_members(members, f"batch {i} of {self.name}")
             check_finite(members, f"batch {i} of {self.name}")
             check_support(self.supports, members, f"batch {i} of {self.name}")
             yield members
+            empty = False
+        if empty:
+            raise ValueError(
+                f"{self.name} is a loader that gave no batches: its data are fewer than its batch_size with "
+                "drop_last=True, say, or it is an iterator that has come to its end."
+            )
 
 
 class Shuffled:

@@ -13,6 +13,7 @@ from ppgen.inference.masks import masked
 from ppgen.inference.modes import modules_of
 from ppgen.inference.svi import SVI, OptimizerFactory
 from ppgen.inference.train import History, train
+from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["fit"]
@@ -94,10 +95,12 @@ def fit(
         pair, data = _incomplete(whole, data, mask)
         if validation is not None:
             _, validation = _incomplete(whole, validation, validation_mask)
+    positive_integer("epochs", epochs)
+    positive_integer("batch_size", batch_size)
+    target = _device(device)
     if compile is None:
         compile = epochs * _num_batches(data, batch_size) >= WORTH_COMPILING
     step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile, precision=precision)
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     for module in (*modules_of(pair), *modules_of(step)):
         module.to(target)
     history = train(
@@ -115,6 +118,16 @@ def fit(
     )
     history.compiled = step.compiled
     return history
+
+
+def _device(device: Any) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {device!r} ({first}).") from error
 
 
 def _num_batches(data: Any, batch_size: int) -> int:

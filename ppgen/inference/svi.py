@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -103,7 +104,10 @@ class SVI:
                     f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}."
                     f"{reason if name == 'guide' else ''}"
                 )
-        if optimizer is not None and not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
+        if isinstance(pair, type):
+            raise TypeError(f"pair must be an object, and {pair.__name__} is a class: make one of it.")
+        known = isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)
+        if isinstance(optimizer, pyro.optim.PyroOptim) or not (optimizer is None or known):
             raise TypeError(f"optimizer must be a torch optimiser or a function of the parameters, got {optimizer!r}.")
         self.pair = pair
         self.loss = as_loss(elbo() if loss is None else loss)
@@ -140,10 +144,28 @@ class SVI:
             )
         alike(self.pair, self.parameters)
         if isinstance(self._optimizer, torch.optim.Optimizer):
-            self.optimizer = self._optimizer
+            optimizer = self._optimizer
         else:
-            self.optimizer = (self._optimizer or adam)(self.parameters)
+            optimizer = (self._optimizer or adam)(self.parameters)
+        self._check_optimizer(optimizer)
+        self.optimizer = optimizer
         self._set_compiled(device)
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer gave {type(optimizer).__name__}, where a torch optimiser over the parameters is expected: "
+                "lambda parameters: torch.optim.Adam(parameters, lr=1e-3), say."
+            )
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(parameter) in trained for parameter in self.parameters):
+            raise ValueError(
+                "optimizer holds none of the pair's parameters, so nothing would be trained: make it of this pair's "
+                "parameters, or give a function that makes one of the parameters that it is given."
+            )
+        for group in optimizer.param_groups:
+            if not math.isfinite(lr := float(group["lr"])):
+                raise ValueError(f"optimizer has the learning rate lr={lr}: it must be a finite number.")
 
     def _set_compiled(self, device: torch.device | None) -> None:
         self._compiled, self._replayed = None, None
