@@ -135,6 +135,34 @@ def test_incremental_sampling_draws_what_naive_sampling_draws(network, kind):
 
 
 @EVERY
+@pytest.mark.parametrize("kind", ["levels", "logistics"])
+def test_what_is_replayed_draws_the_same_on_images_of_many_rows(network, kind):
+    """After two periods everything is a replay: nine rows of the network with the longest, four."""
+    output = densities(network, (2, 11, 6), context_shapes=[3, (2, 11, 3)])[kind][1]
+    for parameter in output.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    context = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 11, 3, dtype=torch.float64)
+    d = decoders.Autoregressive(output).double()(*context)
+    torch.manual_seed(1)
+    by_columns = d.sample()
+    torch.manual_seed(1)
+    assert torch.equal(by_columns, d.sample(incremental=False))
+
+
+def test_a_network_without_a_period_is_never_replayed():
+    net = nn.PixelCNN((1, 2, 9), (1, 2, 9), channels=4, num_layers=2, first_kernel_size=3)
+    del net.period
+    d = decoders.Autoregressive(decoders.Bernoulli(net)).double()()
+    calls = []
+    net.head.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(1)
+    by_columns = d.sample((5,))
+    assert len(calls) == 18
+    torch.manual_seed(1)
+    assert torch.equal(by_columns, d.sample((5,), incremental=False))
+
+
+@EVERY
 def test_columns_are_the_networks_own_parameters(network):
     from ppgen.nn.raster import Incremental
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from tqdm.auto import tqdm
@@ -148,14 +148,16 @@ class AutoregressiveImage(TorchDistribution):
         height, width = self.net.in_shape[1:]
         blocks = range(0, len(x), BLOCK)
         progress = self.progress if progress is None else progress
-        with tqdm(total=len(blocks) * height * width, unit="pixel", disable=not progress) as bar:
+        # Without checks of parameters, which read values on the host.
+        checked = validation_enabled(False)
+        with checked, tqdm(total=len(blocks) * height * width, unit="pixel", disable=not progress) as bar:
             for start in blocks:
                 stop = slice(start, start + BLOCK)
                 block, given = x[stop], [c[stop] for c in context]
                 columns = _one_by_one(self.net, block, given) if incremental else _all_at_once(self.net, block, given)
-                for i, j, parameters in columns:
+                for i, j, pixel, parameters, done in columns:
                     if known is None or not known[i, j]:
-                        self._draw_pixel(block[:, :, i : i + 1, j : j + 1], parameters)
+                        done(functools.partial(self._draw_pixel, pixel, parameters))
                     bar.update()
         return x.reshape(value.shape)
 
@@ -242,25 +244,29 @@ class MultiScaleImage(TorchDistribution):
         return self.large(small).draw(x, known=self.known, incremental=incremental)
 
 
-Column = tuple[int, int, Callable[[Tensor], Tensor]]
+# The place of a pixel, the pixel to be drawn, its parameters given what is known of it, and what does the drawing.
+Column = tuple[int, int, Tensor, Callable[[Tensor], Tensor], Callable[[Callable[[], None]], None]]
 
 
 def _one_by_one(net: Any, x: Tensor, context: Sequence[Tensor]) -> Iterator[Column]:
-    """Each pixel's place, and its parameters given what is known of it, from one column of the network."""
+    """Each pixel from one column of the network; it is drawn in a place that is the same for all, to be replayed."""
     run = Incremental(net, context, len(x))
-    before = None
+    drawing = functools.partial(run.again, "drawing")
     for i in range(x.shape[-2]):
         run.row(i, x[:, :, i - 1 : i] if i else None)
         for j in range(x.shape[-1]):
-            run.pixel(j, before)
-            yield i, j, run.parameters
-            before = x[:, :, i : i + 1, j : j + 1]
+            run.pixel(j, run.drawn if i or j else None)
+            here = x[:, :, i : i + 1, j : j + 1]
+            run.drawn.copy_(here)
+            yield i, j, run.drawn, run.parameters, drawing
+            here.copy_(run.drawn)
 
 
 def _all_at_once(net: Any, x: Tensor, context: Sequence[Tensor]) -> Iterator[Column]:
     """The same from the whole network, every time."""
     for i, j in itertools.product(*map(range, x.shape[-2:])):
-        yield i, j, functools.partial(_parameters, net, x, context, i, j)
+        parameters = functools.partial(_parameters, net, x, context, i, j)
+        yield i, j, x[:, :, i : i + 1, j : j + 1], parameters, lambda draw: draw()
 
 
 def _parameters(net: Any, x: Tensor, context: Sequence[Tensor], i: int, j: int, pixel: Tensor) -> Tensor:

@@ -157,11 +157,14 @@ class Pointwise(nn.Conv2d):
 class Cursor:
     """Where an incremental pass over a batch of images stands, and what its layers remember of earlier pixels.
 
-    Each layer remembers as many rows as it looks back, and no more.
+    Each layer remembers as many rows as it looks back, and no more, in one place. By :meth:`columns`, a tensor in one
+    place, too, layers find what they need; so what they do at one pixel are the same operations as at another, and can
+    be replayed (:class:`ppgen.nn.replay.Replay`).
 
     Args:
         batch: number of images.
         size: their height and width.
+        device: of the tensors.
 
     Attributes:
         row: the current row.
@@ -169,22 +172,45 @@ class Cursor:
         notes: what an owner keeps of the current row.
     """
 
-    def __init__(self, batch: int, size: tuple[int, int]) -> None:
+    def __init__(self, batch: int, size: tuple[int, int], device: torch.device | None = None) -> None:
         self.batch = batch
         self.height, self.width = size
+        self.device = device
         self.row = 0
         self.column: int | None = None
         self.notes: dict[object, Any] = {}
-        self._rows: dict[object, tuple[int, Tensor]] = {}
+        self._rows: dict[object, Tensor] = {}
         self._kernels: dict[MaskedConv2d, Tensor] = {}
+        self._columns: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._coarser: Cursor | None = None
+
+    def go(self, row: int, column: int | None) -> None:
+        """Goes to a pixel, or to the start of a row."""
+        self.row, self.column = row, column
+        for columns, offsets in self._columns.values():
+            torch.add(offsets, column or 0, out=columns)
+        if self._coarser is not None:
+            self._coarser.go(row // 2, None if column is None else column // 2)
+
+    def move_up(self) -> None:
+        """Makes room for the row in what is remembered, once the cursor went there."""
+        for held in self._rows.values():
+            held.copy_(functional.pad(held[:, :, 1:], (0, 0, 0, 1)))
+        if self._coarser is not None and self.row % 2 == 0:
+            self._coarser.move_up()
+
+    def columns(self, offset: int = 0, width: int = 1) -> Tensor:
+        """So many columns from an offset to the cursor's on, as a tensor (width,)."""
+        if (offset, width) not in self._columns:
+            offsets = torch.arange(offset, offset + width, device=self.device)
+            self._columns[offset, width] = offsets + (self.column or 0), offsets
+        return self._columns[offset, width][0]
 
     def coarser(self) -> Cursor:
         """The cursor of the image of every second row and column."""
         if self._coarser is None:
-            self._coarser = Cursor(self.batch, (-(-self.height // 2), -(-self.width // 2)))
-        self._coarser.row = self.row // 2
-        self._coarser.column = None if self.column is None else self.column // 2
+            self._coarser = Cursor(self.batch, (-(-self.height // 2), -(-self.width // 2)), self.device)
+            self.go(self.row, self.column)
         return self._coarser
 
     def rows(
@@ -196,14 +222,8 @@ class Cursor:
             (B, channels, height, left + W + right)
         """
         if owner not in self._rows:
-            shape = (self.batch, channels, height, sum(margins) + self.width)
-            self._rows[owner] = (self.row, like.new_zeros(shape))
-        row, held = self._rows[owner]
-        if row < self.row:
-            new = min(self.row - row, height)
-            held = functional.pad(held[:, :, new:], (0, 0, 0, new))
-            self._rows[owner] = (self.row, held)
-        return held
+            self._rows[owner] = like.new_zeros(self.batch, channels, height, sum(margins) + self.width)
+        return self._rows[owner]
 
     def convolve(self, conv: MaskedConv2d, x: Tensor | None) -> Tensor:
         """A masked convolution at the cursor, once what is new has been noted."""
@@ -222,8 +242,8 @@ class Cursor:
             if strict:
                 back, place = (1, column - 1) if column else (2, self.width - 1)
             if back <= conv.height:
-                held[:, :, -back, before + place] = x.flatten(1)
-        window = held[:, :, :, column : column + conv.width]
+                held[:, :, -back].index_copy_(2, self.columns(before + place - column), x[:, :, 0])
+        window = held.index_select(3, self.columns(0, conv.width))
         return functional.linear(window.flatten(1), kernel, conv.bias).unflatten(1, (-1, 1, 1))
 
 
@@ -231,4 +251,4 @@ def at(values: Tensor, cursor: Cursor | None) -> Tensor:
     """The cursor's column of the values of a row; what is the same everywhere, and a whole image, stay as they are."""
     if cursor is None or cursor.column is None or values.shape[-1] == 1:
         return values
-    return values[:, :, :, cursor.column : cursor.column + 1]
+    return values.index_select(3, cursor.columns())

@@ -73,6 +73,7 @@ class PixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shapes("PixelCNN", in_shape, out_shape)
+        self.period = 1
         self.input = PixelInput(self.in_shape[0], levels, categories)
         self.context = ContextMap(context_shapes, self.in_shape[1:])
         width = 2 * positive_integer("channels", channels)
@@ -131,7 +132,7 @@ class _GatedLayer(nn.Module):
         return gate(v), link
 
     def along(self, h: Tensor | None, above: Tensor, cursor: Cursor | None) -> tuple[Tensor | None, Tensor]:
-        new = self.out(gate(self.horizontal(h, cursor) + at(above, cursor)))
+        new = self.out(gate(self.horizontal(h, cursor) + above))
         if self.last:
             return None, new
         new, skip = new.split(self.channels, 1)
@@ -193,6 +194,7 @@ class GatedPixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shapes("GatedPixelCNN", in_shape, out_shape)
+        self.period = 1
         self.input = PixelInput(self.in_shape[0], levels, categories)
         self.context = ContextMap(context_shapes, self.in_shape[1:])
         widths = [self.input.width] + [positive_integer("channels", channels)] * positive_integer(
@@ -212,17 +214,18 @@ class GatedPixelCNN(nn.Module):
         self.head = ChannelHead(channels, self.input, self.in_shape[0], self.out_shape[0], channels_in_turn)
 
     def above(self, x: Tensor | None, context: Tensor | None, cursor: Cursor | None = None) -> list[Tensor]:
-        """The vertical stack: what each layer of the horizontal one takes from it."""
+        """The vertical stack: what each layer of the horizontal one takes from it, of a row in one piece."""
         links = []
         for layer in self.layers:
             x, link = layer.above(x, context, cursor)
             links.append(link)
-        return links
+        return links if cursor is None else [torch.cat(links, 1)]
 
     def along(self, x: Tensor | None, above: list[Tensor], cursor: Cursor | None = None) -> Tensor:
         """The horizontal stack: the features of pixels."""
+        links: Sequence[Tensor] = above if cursor is None else at(above[0], cursor).chunk(len(self.layers), 1)
         skips = []
-        for layer, link in zip(self.layers, above, strict=True):
+        for layer, link in zip(self.layers, links, strict=True):
             x, skip = layer.along(x, link, cursor)
             skips.append(skip)
         return torch.stack(skips).sum(0)

@@ -106,8 +106,8 @@ class _Scale(nn.Module):
         coarse = cursor.coarser()
         row = coarse.rows((self, "enlarged"), h, self.channels)
         if cursor.row % 2 == 0 and cursor.column % 2 == 0:
-            row[:, :, 0, cursor.column // 2] = self.inner.along(h, above, coarse)[:, :, 0, 0]
-        return row[:, :, :, cursor.column // 2 : cursor.column // 2 + 1]
+            row[:, :, 0].index_copy_(2, coarse.columns(), self.inner.along(h, above, coarse)[:, :, 0])
+        return row.index_select(3, coarse.columns())
 
 
 def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -175,6 +175,7 @@ class PixelCNNPlusPlus(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shapes("PixelCNNPlusPlus", in_shape, out_shape)
+        self.period = 2 ** (positive_integer("num_scales", num_scales) - 1)
         self.input = PixelInput(self.in_shape[0], levels, categories)
         self.context = ContextMap(context_shapes, self.in_shape[1:])
         width = positive_integer("channels", channels)
@@ -182,7 +183,7 @@ class PixelCNNPlusPlus(nn.Module):
         self.horizontal = MaskedConv2d(self.input.width, width, left(first_kernel_size, strict=True))
         self.link = Pointwise(width, width)
         self.scales = _Scale(
-            positive_integer("num_scales", num_scales),
+            num_scales,
             positive_integer("num_blocks", num_blocks),
             width,
             kernel_size,

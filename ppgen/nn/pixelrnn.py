@@ -73,7 +73,7 @@ class RowLSTM(nn.Module):
             assert above is not None and cursor.column is not None
             memory, carried = above.split((self.channels, 4 * self.channels), 1)
             state, memory = cell(gates + carried, memory)
-            self._rows(cursor)[:, :, 1, cursor.column] = torch.cat([state, memory], 1)[:, :, 0, 0]
+            self._rows(cursor)[:, :, 1].index_copy_(2, cursor.columns(), torch.cat([state, memory], 1)[:, :, 0])
             return state
         state = memory = gates.new_zeros(len(x), self.channels, 1, x.shape[-1])
         states = []
@@ -181,14 +181,14 @@ class DiagonalBiLSTM(nn.Module):
             from_right = self.leftwards(torch.cat([x, pixels], 1).flip(-1)).flip(-1)
             return self.rightwards(x) + functional.pad(from_right, (0, 0, 1, -1))
         assert above is not None and cursor.column is not None
-        j = cursor.column
-        cursor.rows((self, "inputs"), x, self.in_channels, height=2)[:, :, 1, j] = x[:, :, 0, 0]
+        inputs = cursor.rows((self, "inputs"), x, self.in_channels, height=2)
+        inputs[:, :, 1].index_copy_(2, cursor.columns(), x[:, :, 0])
         last = cursor.rows((self, "last"), x, 2 * self.channels)[:, :, :, :1]  # the pixel to the left
-        state, memory = (torch.zeros_like(last) if j == 0 else last).chunk(2, 1)
+        state, memory = (torch.zeros_like(last) if cursor.column == 0 else last).chunk(2, 1)
         from_right, carried = above.split((self.channels, 4 * self.channels), 1)
         gates = self.rightwards.input_to_state(x) + self.rightwards.from_left(state) + carried
         state, memory = cell(gates, memory)
-        self._rows(cursor)[:, :, 1, j] = state[:, :, 0, 0]
+        self._rows(cursor)[:, :, 1].index_copy_(2, cursor.columns(), state[:, :, 0])
         last.copy_(torch.cat([state, memory], 1))
         return state + from_right
 
@@ -246,6 +246,7 @@ class PixelRNN(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = image_shapes("PixelRNN", in_shape, out_shape)
+        self.period = 1
         self.input = PixelInput(self.in_shape[0], levels, categories)
         self.context = ContextMap(context_shapes, self.in_shape[1:])
         width = 2 * positive_integer("channels", channels)

@@ -6,19 +6,25 @@ a :class:`Cursor`, on one row and one pixel:
 
 - ``above(x, context, cursor)``: what each layer takes from the rows above, computed a row at a time;
 - ``along(x, above, cursor) -> features``: what it makes of that and of the pixels to the left, a pixel at a time.
+
+Where both work on the cursor's tensors, the operations at a pixel are those at any other a multiple of ``period`` rows
+and columns away, and a network that states its period is replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .masked import Cursor, Pointwise
+from .replay import Replay
 from .shapes import Shape, as_shape, check_event, positive_integer, rescale
+
+Result = TypeVar("Result")
 
 
 class PixelInput(nn.Module):
@@ -62,7 +68,8 @@ class PixelInput(nn.Module):
             x = rescale(x, self.levels, self.one.dtype)
         else:
             x = self.embedding(x.long()).movedim(-1, -3).flatten(1, 2)  # (B, C, E, H, W)
-        return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        ones = self.one.to(x.dtype).expand(len(x), 1, *x.shape[2:])
+        return torch.cat([x, ones], 1)
 
 
 class ContextMap(nn.Module):
@@ -154,9 +161,10 @@ class ChannelHead(nn.Module):
             mask = channel.repeat_interleave(width)[:, None] > channel.repeat_interleave(input.width_of_channel)
             self.register_buffer("mask", mask[:, :, None, None], persistent=False)
 
-    def forward(self, features: Tensor, pixels: Tensor) -> Tensor:
+    def forward(self, features: Tensor, pixels: Tensor | None) -> Tensor:
         hidden = self.first(features.relu())
         if self.earlier is not None:
+            assert pixels is not None
             hidden = hidden + functional.conv2d(pixels[:, :-1], self.earlier.weight * self.mask)
         out = self.last(hidden.relu())
         return out if self.groups == 1 else out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
@@ -202,37 +210,72 @@ class Incremental:
     r"""A raster network pixel by pixel: one column of activations is computed for each, the rest is remembered.
 
     Call :meth:`row` at the start of each row, :meth:`pixel` for each pixel in it, and then :meth:`parameters`, for one
-    channel after the other.
+    channel after the other. Where the network does the same at every ``period``-th row and column, as it then says,
+    its operations are noted once and replayed.
 
     Args:
         net: a raster network.
         context: contexts (B, \*shape).
         batch: B.
+
+    Attributes:
+        drawn: a place for the pixel (B, C, 1, 1), which is the one before it until there is another.
     """
 
     def __init__(self, net: Any, context: Sequence[Tensor], batch: int) -> None:
         self.net = net
-        self.cursor = Cursor(positive_integer("batch", batch), net.in_shape[1:])
-        self.context = net.context(*context)
+        like = net.input.one
+        channels, height, width = net.in_shape
+        self.cursor = Cursor(positive_integer("batch", batch), (height, width), like.device)
+        self.context = self._map = net.context(*context)
+        if self._map is not None and self._map.shape[-2] > 1:
+            self.context = self._map[:, :, :1].clone()
+        self._row_before, self.drawn = (like.new_zeros(batch, channels, 1, size) for size in (width, 1))
         self._above: Any = None
         self._features: Tensor | None = None
+        # Without a period, nothing is what it was before.
+        self._period: int = getattr(net, "period", max(height, width))
+        self._replay = Replay([*net.parameters(), *net.buffers()])
+        self._key: tuple[object, ...] = ()
+        self._plainly = True
 
     def row(self, i: int, before: Tensor | None) -> None:
         """Goes to row i, given the row above it (B, C, 1, W), of which there is none at first."""
-        self.cursor.row, self.cursor.column = i, None
-        pixels = None if before is None else self.net.input(before)
-        context = self.context
-        if context is not None and context.shape[-2] > 1:  # a map
-            context = context[:, :, i : i + 1]
-        self._above = self.net.above(pixels, context, self.cursor)
+        self.cursor.go(i, None)
+        if before is not None:
+            self._row_before.copy_(before)
+        if self.context is not self._map:
+            self.context.copy_(self._map[:, :, i : i + 1])
+        # The first rows run as they are, and make what layers make only once.
+        self._plainly = i < self._period
+        self._key = ("first" if self._plainly else "later", i % self._period)
+        self._above = self.again("above", lambda: self._rows_above(None if before is None else self._row_before))
+
+    def _rows_above(self, before: Tensor | None) -> Any:
+        if before is not None:
+            self.cursor.move_up()
+        return self.net.above(None if before is None else self.net.input(before), self.context, self.cursor)
 
     def pixel(self, j: int, before: Tensor | None) -> None:
         """Goes to pixel j of the row, given the one before it in raster order (B, C, 1, 1)."""
-        self.cursor.column = j
-        pixels = None if before is None else self.net.input(before)
-        self._features = self.net.along(pixels, self._above, self.cursor)
+        i = self.cursor.row
+        self.cursor.go(i, j)
+        if before is not None and before is not self.drawn:
+            self.drawn.copy_(before)
+        self._plainly = i < self._period and j <= self._period
+        self._key = (*self._key[:2], j == 0, j % self._period)
+        self._features = self.again("along", lambda: self._along(None if before is None else self.drawn))
+
+    def _along(self, before: Tensor | None) -> Tensor:
+        features: Tensor = self.net.along(None if before is None else self.net.input(before), self._above, self.cursor)
+        return features
 
     def parameters(self, pixel: Tensor) -> Tensor:
         """The pixel's parameters (B, P, 1, 1), given what is known of its channels (B, C, 1, 1)."""
         assert self._features is not None
-        return self.net.head(self._features, self.net.input(pixel))
+        head = self.net.head
+        return head(self._features, None if head.earlier is None else self.net.input(pixel))
+
+    def again(self, name: str, function: Callable[[], Result]) -> Result:
+        """What a function makes of the cursor's place, replayed where it can be; it is the same one for each name."""
+        return function() if self._plainly else self._replay((name, *self._key), function)
