@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import sys
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -14,9 +17,10 @@ import torch
 from torch import nn as tnn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppgen import decoders, inference, models, nn, posteriors, priors
+from ppgen import cli, decoders, inference, models, nn, posteriors, priors
 from ppgen.compare import compare
-from ppgen.inference import EM, Adversarial, elbo, fit, iwae, log_likelihood, sample, train, warmup
+from ppgen.data import load
+from ppgen.inference import EM, Adversarial, History, elbo, fit, iwae, log_likelihood, sample, train, warmup
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -137,10 +141,11 @@ def read_only(x):
     return array
 
 
-def mapped(tmp_path, x):
-    path = tmp_path / "x.npy"
-    np.save(path, x.numpy())
-    return np.load(path, mmap_mode="r")
+def mapped(x):
+    """An array that stays on disk."""
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file.name, x.numpy())
+        return np.load(file.name, mmap_mode="r")
 
 
 class Frame:
@@ -288,6 +293,9 @@ TYPES = {
     "negative strides": Case(real, fitted(R.numpy()[::-1, ::-1])),
     "not contiguous": Case(real, fitted(R.T.contiguous().T)),
     "expanded": Case(real, fitted(R[:1].expand(60, 6))),
+    "memory-mapped": Case(real, fitted(mapped(R))),
+    "memory-mapped, with NaN": refused(real, fitted(mapped(with_nan(R))), "data", "nan", "(59, 0)"),
+    "memory-mapped, evaluated": Case(real, lambda p: log_likelihood(p, mapped(R), num_samples=3)),
     "read-only": Case(real, fitted(read_only(R))),
     "with gradients": Case(real, fitted(R.clone().requires_grad_())),
     "a parameter": Case(real, fitted(tnn.Parameter(R.clone()))),
@@ -447,8 +455,9 @@ def test_a_mistake_is_taken_as_it_was_meant_or_refused_by_name(name):
     before, modes = state_of(pair), [m.training for m in pair.modules()]
     began = time.process_time()
     if not case.facts:
-        history = case.call(pair)
-        assert all(math.isfinite(value) for value in history.loss)
+        result = case.call(pair)
+        values = result.loss if isinstance(result, History) else result.values.tolist()
+        assert all(math.isfinite(value) for value in values)
         assert all(value.isfinite().all() for value in pair.state_dict().values())
     else:
         kinds = (ValueError, TypeError, FloatingPointError, *case.also)
@@ -463,3 +472,119 @@ def test_a_mistake_is_taken_as_it_was_meant_or_refused_by_name(name):
 
 def test_there_are_enough_rows():
     assert len(CASES) >= 60
+
+
+def test_data_on_disk_and_in_memory_give_the_same():
+    pairs = [real()]
+    pairs.append(copy.deepcopy(pairs[0]))
+    losses = [fit(pair, data, **QUIET).loss for pair, data in zip(pairs, (R, mapped(R)), strict=True)]
+    assert losses[0] == losses[1]
+    x = R.double()
+    assert fit(real(), x, **QUIET).loss[0] == pytest.approx(losses[0][0], rel=0.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("row", [0, 25, 59])
+def test_a_loaders_bad_batch_ends_the_run_before_its_step(bad, row):
+    torch.manual_seed(0)
+    pair = real()
+    good = copy.deepcopy(pair)
+    with pytest.raises(ValueError, match=rf"batch {row // 20} of data holds {bad}.*finite"):
+        fit(pair, loader(with_nan(R, row, bad)), **QUIET)
+    done = row // 20
+    if done:  # the state after the last good step, as of a run that was given no more
+        fit(good, loader(R[: 20 * done]), **{**QUIET, "epochs": 1})
+    assert equal(state_of(pair), state_of(good))
+    assert all(value.isfinite().all() for value in pair.state_dict().values())
+
+
+class Batches:
+    """A loader of a user's own, which breaks off after so many batches."""
+
+    dataset = R
+
+    def __init__(self, count, broken):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from R.split(20)[: self.count]
+        if self.broken:
+            raise OSError("the disk is gone")
+
+
+def test_a_loader_that_fails_in_the_middle_leaves_the_last_good_state():
+    torch.manual_seed(0)
+    pair = real()
+    good = copy.deepcopy(pair)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(pair, Batches(2, True), **QUIET)
+    fit(good, Batches(2, False), **{**QUIET, "epochs": 1})
+    assert equal(state_of(pair), state_of(good)) and all(m.training for m in pair.modules())
+
+
+# The command line: a row a case, and what its one line of error names.
+COMMANDS = {
+    "an unknown model": ("train vea --out {tmp}/r", ["vea"]),
+    "an unknown data set": ("train vae --data mnits --out {tmp}/r", ["mnits", "did you mean 'mnist'"]),
+    "no such file": ("train vae --data {tmp}/x.npy --out {tmp}/r", ["x.npy", "no file"]),
+    "a file of another kind": ("train vae --data {tmp}/notes.txt --out {tmp}/r", ["notes.txt", ".npy"]),
+    "a truncated file": ("train vae --data {tmp}/cut.npy --out {tmp}/r", ["cut.npy", "cannot be read"]),
+    "an empty folder": ("train vae --data {tmp}/empty --out {tmp}/r", ["empty", "no images"]),
+    "real data for a Bernoulli": ("train vae --data {tmp}/real.npy --out {tmp}/r", ["real.npy", "bernoulli"]),
+    "NaN in a file": ("train vae --data {tmp}/nan.npy --out {tmp}/r", ["nan.npy", "NaN", "(3, 1)"]),
+    "an unknown option": ("train vae --latent 3 --out {tmp}/r", ["--latent"]),
+    "an unknown prior": ("train vae --prior gauss --out {tmp}/r", ["gauss", "standard"]),
+    "an unknown decoder": ("train vae --decoder bernouli --out {tmp}/r", ["bernouli", "'bernoulli'"]),
+    "no epochs": ("train vae --epochs 0 --out {tmp}/r", ["epochs", "0"]),
+    "half an epoch": ("train vae --epochs 0.5 --out {tmp}/r", ["--epochs", "integer"]),
+    "a batch of none": ("train vae --batch-size 0 --out {tmp}/r", ["batch_size", "0"]),
+    "a latent of none": ("train vae --latent-dim 0 --out {tmp}/r", ["latent_dim", "0"]),
+    "a negative latent": ("train vae --latent-dim -2 --out {tmp}/r", ["latent_dim", "-2"]),
+    "sizes that are none": ("train vae --hidden 3,x --out {tmp}/r", ["--hidden", "3,x"]),
+    "a learning rate of NaN": ("train vae --lr nan --out {tmp}/r", ["--lr", "nan"]),
+    "a negative learning rate": ("train vae --lr -1 --out {tmp}/r", ["--lr", "-1"]),
+    "a warm-up that outlasts training": (
+        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["--warmup", "5", "3"],
+    ),
+    "more pseudo-inputs than data": (
+        "train vae --prior vamp --num-components 5000 --out {tmp}/r", ["num_components=5000", "1297"],
+    ),
+    "an unknown device": ("train vae --device gpu --out {tmp}/r", ["device", "gpu"]),
+    "an output that is a file": ("train vae --epochs 1 --out {tmp}/notes.txt", ["notes.txt"]),
+    "a part that cannot be imported": ("train vae --prior nowhere:Prior --out {tmp}/r", ["nowhere:Prior", "import"]),
+    "a run that is none": ("evaluate {tmp}/empty", ["empty", "config.json"]),
+    "a run that is not there": ("sample {tmp}/nothing", ["nothing", "config.json"]),
+    "a run without samples": ("evaluate {tmp}/empty --num-data 0", ["--num-data", "0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_cannot_be_followed_says_why_in_one_line(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "real.npy", R.numpy())
+    np.save(tmp_path / "nan.npy", with_nan(R, 3).numpy()[:, [1, 0, 2]])
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "real.npy").read_bytes()[:200])
+    before = sorted(tmp_path.rglob("*"))
+    command, facts = COMMANDS[name]
+    monkeypatch.setattr(sys, "argv", ["ppgen", *command.format(tmp=tmp_path).split()])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and not out
+    assert [fact for fact in ["Error:", *facts] if fact not in err] == [], err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert [p for p in sorted(tmp_path.rglob("*")) if tmp_path / "r" not in (p, *p.parents)] == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_file_that_may_not_be_read(tmp_path):
+    np.save(tmp_path / "x.npy", R.numpy())
+    (tmp_path / "x.npy").chmod(0)
+    with pytest.raises(PermissionError, match=r"x\.npy cannot be read"):
+        load(tmp_path / "x.npy")

@@ -215,7 +215,7 @@ CALLS = {
     "compiled": lambda: fit(vae(), X, compile=True, seed=0, **QUIET),
     "bf16": lambda: fit(vae(), X, precision="bf16", seed=0, **QUIET),
     "without a seed": lambda: log_likelihood(vae(), X),
-    "refused data": lambda: refused(X * 7, **QUIET),
+    "refused data": lambda: refused(X * 7, seed=0, **QUIET),
     "refused settings": lambda: refused(X, epochs=0),
     "a loss": lambda: elbo()(vae().model, vae().guide, X),
     "ais": lambda: inference.ais(vae(), X[:5], num_chains=2, num_temperatures=4, seed=0),

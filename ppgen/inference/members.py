@@ -22,7 +22,10 @@ def as_member(member: Any, name: str) -> Any:
         ValueError: it has no data axis, no values, or a mask that would be left out.
     """
     if isinstance(member, np.ndarray):
-        member = _of_array(member, name)
+        _check_array(member, name)
+        if isinstance(member, np.memmap) and member.ndim:
+            return Mapped(member)
+        member = _of_array(member)
     if isinstance(member, Tensor):
         return _of_tensor(member, name)
     if not _gives_tensors(member):
@@ -53,7 +56,22 @@ def check_members(members: Sequence[Any], name: str) -> None:
                 raise ValueError(f"{name} has no rows (member {i} has shape {tuple(member.shape)}).")
 
 
-def _of_array(array: np.ndarray, name: str) -> Tensor:
+class Mapped:
+    """An array that stays on disk: rows are read when they are asked for."""
+
+    def __init__(self, array: np.memmap) -> None:
+        self.array, self.shape = array, array.shape
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return _of_tensor(
+            _of_array(np.array(self.array[index.numpy() if isinstance(index, Tensor) else index])), "data"
+        )
+
+
+def _check_array(array: np.ndarray, name: str) -> None:
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         raise ValueError(
             f"{name} is a masked array, and its mask would be lost: give .filled(0), and mask=~array.mask, which is "
@@ -61,9 +79,13 @@ def _of_array(array: np.ndarray, name: str) -> Tensor:
         )
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} is an array of {array.dtype}: {NUMBERS}.")
+
+
+def _of_array(array: np.ndarray) -> Tensor:
     if array.dtype == np.longdouble and array.dtype.itemsize > 8:
         array = array.astype(np.float64)  # torch has nothing wider
-    return torch.as_tensor(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+    native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    return torch.as_tensor(np.ascontiguousarray(native))
 
 
 def _of_tensor(tensor: Tensor, name: str) -> Tensor:
