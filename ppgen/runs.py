@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import ppgen
 from ppgen.catalogue import Recipe
@@ -119,7 +121,9 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> tuple[Recipe, dict[s
         ValueError: it is damaged, of another version, or names an import path that is not allowed.
     """
     path = folder / CONFIG
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, which may lead out of the folder: put the file itself there.")
+    if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no {CONFIG}. `ppgen train` makes one.")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which no configuration of a run has.")
@@ -146,9 +150,25 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> tuple[Recipe, dict[s
     return recipe, {**config, "data": about[0], "training": about[1]}
 
 
+class _Limited(TorchDispatchMode):
+    """Refuses tensors larger than a number of bytes, before anything is written into them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > self.most:
+                raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is more than {MODEL} can hold")
+        return out
+
+
 def _built(recipe: Recipe, folder: Path) -> Any:
-    """The recipe's model; sizes that nobody could have trained end in words, not in a full memory."""
+    """The recipe's model; one larger than the file of its parameters ends in words, not in a full memory."""
     try:
-        return recipe.build()
+        with _Limited(16 * (folder / MODEL).stat().st_size + 2**24):  # masks of networks are made of larger integers
+            return recipe.build()
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: its recipe cannot be built: {error}") from error

@@ -143,7 +143,9 @@ MODELS: dict[str, Model] = {
 def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keywords of a function that builds or trains, with their defaults."""
     parameters = inspect.signature(function).parameters
-    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in ("loss", "progress")}
+    return {
+        n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in ("loss", "progress", "checkpoint")
+    }
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,10 @@ class Recipe:
     def __post_init__(self) -> None:
         known = settings_of(MODELS[lookup("model", self.model, MODELS)].build)
         object.__setattr__(self, "shape", _sizes("shape", self.shape))
+        for name in ("num_levels", "num_classes"):
+            count = getattr(self, name)
+            if count is not None and _size(name, count) < 2:
+                raise ValueError(f"{name} must be at least 2, or None, got {count}.")
         for name in self.settings:
             lookup(f"setting of {self.model}", name, known)
         filled = {name: self.settings.get(name, p.default) for name, p in known.items()}
@@ -233,11 +239,24 @@ class Recipe:
         return None
 
 
+# No model of these has more, and a file may say anything.
+LARGEST_SIZE, MOST_LAYERS = 10**7, 1000
+
+
+def _size(name: str, value: Any) -> int:
+    most = MOST_LAYERS if name == "num_layers" else LARGEST_SIZE
+    size = positive_integer(name, value)
+    if size > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {size:,}.")
+    return size
+
+
 def _sizes(name: str, value: Any) -> tuple[int, ...]:
-    sizes = tuple(value) if isinstance(value, tuple | list) else ()
-    if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
+    if not isinstance(value, tuple | list) or not value:
         raise ValueError(f"{name} must be positive whole numbers, got {value!r}.")
-    return sizes
+    if len(value) > MOST_LAYERS:
+        raise ValueError(f"{name} must be at most {MOST_LAYERS:,} numbers, got {len(value):,}.")
+    return tuple(_size(name, size) for size in value)
 
 
 def _like(default: Any, name: str, value: Any) -> Any:
@@ -245,7 +264,7 @@ def _like(default: Any, name: str, value: Any) -> Any:
     if isinstance(default, tuple):
         return _sizes(name, value)
     if isinstance(default, int):
-        return positive_integer(name, value)
+        return _size(name, value)
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a name such as {default!r}, got {value!r}.")
     return value
