@@ -1,19 +1,17 @@
 """From grey to colour: x is a patch of a photograph in colour, y the same patch in grey; both are images.
 
 A grey patch has many colourings. A network that predicts one of them predicts their average, which is pale; the
-conditional VAE draws one after the other. Patches are cut from the two photographs that come with scikit-learn, those
-of the test from a strip that no training patch touches. Their colours come in kinds (sky, roofs, petals, leaves), and
-so the prior p(z | y) is a mixture.
+conditional VAE draws one after the other. Patches are of the two photographs that come with scikit-learn, those of the
+test from a strip that no training patch touches. Their colours come in kinds (sky, roofs, petals, leaves), and so the
+prior p(z | y) is a mixture.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_sample_images
-from torch.nn.functional import avg_pool2d
 
-from ppgen import decoders, models, nn, plots, posteriors, priors
+from ppgen import data, decoders, models, nn, plots, posteriors, priors
 from ppgen.inference import elbo, fit, log_likelihood, sample, warmup
 
 SIDE, D, HIDDEN = 12, 4, 128
@@ -32,18 +30,10 @@ class Tinted(torch.nn.Module):
         return context[-1] + self.net(*context)
 
 
-def patches(picture, n):
-    """Patches of a picture (3, H, W), n of all there are, evenly spread."""
-    every = picture.unfold(1, SIDE, 1).unfold(2, SIDE, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    return every[torch.linspace(0, len(every) - 1, n).long()]
-
-
 def main(quick: bool, out: Path) -> None:
-    photographs = [torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images]
-    half = [avg_pool2d(picture, 2) for picture in photographs]  # (3, 213, 320)
-    n = 500 if quick else 8000
-    x = torch.cat([patches(part, n // 4) for p in half for part in (p[..., :130], p[..., 190:])])
-    x_test = torch.cat([patches(p[..., 130:190], 200) for p in half])
+    patches, n = data.load("patches"), 500 if quick else 8000
+    middle = slice((32 - SIDE) // 2, (32 + SIDE) // 2)
+    x, x_test = (part[..., middle, middle] / 255 for part in (patches.train[:n], patches.test[:400]))
     y, y_test = ((LUMA * part).sum(1, keepdim=True) for part in (x, x_test))
     options = {"epochs": 2 if quick else 25, "seed": 0, "progress": False}
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
+from torch.nn.functional import avg_pool2d
 
 from ppgen.data import DynamicBinarization, describe, load, sets
 
@@ -45,7 +46,7 @@ print(any(event == "open" and "digits" in name for event, name in events))
 
 
 def test_every_named_set_has_one_line():
-    images = ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "freyfaces", "shapes"]
+    images = ["digits", "mnist", "fashion-mnist", "omniglot", "cifar10", "patches", "freyfaces", "shapes"]
     assert list(describe()) == [*images, "ring", "grid", "stacked-mnist"]
     assert all(line and "\n" not in line for line in describe().values())
 
@@ -274,6 +275,27 @@ def test_omniglot_is_read_as_published(tmp_path, monkeypatch):
     assert np.array_equal(binary.validation.flatten(1), stream.binomial(1, grey.validation.flatten(1).numpy()))
     assert np.array_equal(binary.test.flatten(1), stream.binomial(1, grey.test.flatten(1).numpy()))
     assert binary.binarization == "dynamic" and torch.equal(binary.train.probs, grey.train)
+
+
+def test_patches_are_of_photographs_and_no_pixel_is_in_two_parts():
+    from sklearn.datasets import load_sample_images
+
+    data = load("patches")
+    assert data.class_names == ("china", "flower")
+    assert (data.event_shape, data.num_levels, data.train.dtype) == ((3, 32, 32), 256, torch.uint8)
+    halves = [avg_pool2d(torch.tensor(image).movedim(-1, 0).float(), 2) for image in load_sample_images().images]
+    parts = {"train": [(0, 120), (200, 320)], "validation": [(120, 160)], "test": [(160, 200)]}
+    for name, strips in parts.items():
+        patches, labels = getattr(data, name), getattr(data, f"{name}_labels")
+        assert abs(labels.float().mean() - 0.5) < 0.01
+        for patch, label in zip(patches[:5], labels[:5], strict=True):
+            half = (halves[label] + 0.5).floor()
+            windows = [half[..., low:high].unfold(1, 32, 1).unfold(2, 32, 1) for low, high in strips]
+            assert any((w.movedim(0, 2) == patch).flatten(2).all(-1).any() for w in windows)
+    # Neighbours are alike, as in a photograph, and more than pixels far apart.
+    x = data.test.float()
+    near, far = (x[..., 1:] - x[..., :-1]).abs().mean(), (x[..., 16:] - x[..., :-16]).abs().mean()
+    assert near < far / 2 < 40
 
 
 def test_cifar10_is_read_as_published(tmp_path, monkeypatch):

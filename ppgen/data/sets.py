@@ -8,6 +8,7 @@ import numpy as np
 from ppgen.data.binarize import Binarization
 from ppgen.data.fetch import PublishedFile
 from ppgen.data.formats import frey_pixels, gunzip, matlab_images, read_cifar, read_idx, read_mat
+from ppgen.data.photographs import patches
 from ppgen.data.shapes import factorised_shapes
 from ppgen.data.source import SPLIT_SEED, Source, permutation
 from ppgen.data.toys import grid_modes, mixture, ring_modes, stacked_source
@@ -227,6 +228,11 @@ KNOWN_SETS = {
         "dynamic",
     ),
     "cifar10": KnownSet("objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"),
+    "patches": KnownSet(
+        "patches of two photographs, 18,200 color images of 32 × 32 in 256 levels, embedded in scikit-learn",
+        lambda obtain: patches(),
+        "none",
+    ),
     "freyfaces": KnownSet(
         "faces of one person in a video, 1,965 images of 28 × 20 in 256 grey levels", _freyfaces, "none"
     ),
