@@ -1,5 +1,6 @@
 """The published protocol in its facts, and a row of its table from training to the README, on few data."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 from ppgen import data
-from ppgen.inference import SVI, normalize_gradients, train
+from ppgen.inference import SVI, fit, normalize_gradients, train
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -105,6 +107,81 @@ def test_the_log_variance_is_clamped_to_the_published_range(scripts):
             vae.posterior.net.log_variance.bias.fill_(bias)
             scale = vae.posterior(x.test[:5]).base_dist.scale
             torch.testing.assert_close(2 * scale.log(), torch.full_like(scale, log_variance))
+
+
+def published_step(vae, moments, x, beta, lr, t):
+    """A step of the authors' code, written out: the loss of VAE.calculate_loss, the update of AdamNormGrad.
+
+    But for two constants that guard their float32: probabilities are not clamped at 1e-5, and Adam's epsilon is added
+    behind its correction, as in torch.
+    """
+    named, parameters = dict(vae.named_parameters(remove_duplicate=False)), list(vae.parameters())
+
+    def linear(name, h):
+        return h @ named[f"{name}.weight"].T + named[f"{name}.bias"]
+
+    def gated(name, h):
+        return linear(f"{name}.linear", h) * linear(f"{name}.gate", h).sigmoid()
+
+    def encode(h):
+        h = gated("posterior.net.body.joint", gated("posterior.net.body.first.0", h.flatten(1)))
+        return linear("posterior.net.loc", h), linear("posterior.net.log_variance", h).clamp(-6, 2)
+
+    def log_normal(z, mean, log_variance):
+        return -0.5 * (log_variance + (z - mean) ** 2 / log_variance.exp()).sum(-1)
+
+    mean, log_variance = encode(x)
+    z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    logits = linear("decoder.net.loc", gated("decoder.net.body.joint", gated("decoder.net.body.first.0", z)))
+    x = x.flatten(1)
+    reconstruction = (x * logsigmoid(logits) + (1 - x) * logsigmoid(-logits)).sum(-1)
+    pseudo = torch.nn.functional.hardtanh(named["prior.pseudo_inputs"], 0, 1)
+    components = log_normal(z.unsqueeze(1), *(part.unsqueeze(0) for part in encode(pseudo)))
+    log_prior = components.logsumexp(1) - np.log(len(pseudo))
+    loss = (-reconstruction + beta * (log_normal(z, mean, log_variance) - log_prior)).mean()
+    for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        g = g / (g.norm() + 1e-7)
+        first, second = moments.setdefault(p, (torch.zeros_like(p), torch.zeros_like(p)))
+        first.mul_(0.9).add_(g, alpha=0.1)
+        second.mul_(0.999).addcmul_(g, g, value=0.001)
+        p.data.addcdiv_(first, (second / (1 - 0.999**t)).sqrt() + 1e-8, value=-lr / (1 - 0.9**t))
+    return loss.detach()
+
+
+def test_steps_are_those_of_the_published_code(scripts):
+    protocol, reproduce, _ = scripts
+    s = protocol.QUICK._replace(warmup=1)
+    x = data.load("digits")
+    torch.manual_seed(0)
+    ours = reproduce.ROWS["vae-vamp"].build(x, s)
+    theirs = copy.deepcopy(ours)
+    step, moments = SVI(ours, protocol.objective(s), protocol.optimizer(s)), {}
+    step.schedules[0].bind(10)
+    step.prepare(x.train[:20])
+    for t in range(1, 9):
+        batch = x.train[:20]
+        torch.manual_seed(t)
+        loss = step.step(batch)
+        torch.manual_seed(t)
+        wanted = published_step(theirs, moments, batch, (t - 1) / 10, s.lr, t)
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-4)
+    for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_same(scripts):
+    protocol, reproduce, _ = scripts
+    x = data.load("digits")
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        vae = reproduce.ROWS["vae-vamp"].build(x, protocol.QUICK)
+        adam = protocol.optimizer(protocol.QUICK)
+        history = fit(vae, x.train[:200], epochs=4, optimizer=adam, validation=x.validation, seed=0, compile=compile)
+        assert history.compiled == compile
+        losses.append(history.validation)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_warm_up_is_linear_and_patience_waits_for_its_end(scripts):
