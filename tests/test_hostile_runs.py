@@ -1,17 +1,20 @@
 """Runs that came to harm, or were made to do it: nothing in their folder runs, and each file is refused by its name."""
 
+import contextlib
 import hashlib
+import io
 import json
 import pickle
 import shutil
 import struct
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from ppgen import catalogue
+from ppgen import catalogue, cli
 from ppgen.inference import fit
 from ppgen.runs import load_run, save_run
 
@@ -216,6 +219,7 @@ def test_files_of_another_run_are_noticed(run, tmp_path):
     other = catalogue.Recipe(
         "vae", (1, 3, 3), settings={"latent_dim": 2, "hidden": (4,), "prior": "mog", "num_components": 3}
     )
+    torch.manual_seed(1)
     pair = other.build()
     history = fit(pair, torch.ones(4, 1, 3, 3), epochs=1, seed=0, progress=False)
     save_run(tmp_path / "other", pair, other, data={}, training={}, history=history)
@@ -249,3 +253,45 @@ def test_a_manifest_leads_nowhere_else(run, name):
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"config\.json|model\.safetensors"):
         load_run(run)
+
+
+def command(*arguments):
+    """The exit status and the error of one command."""
+    before, path = sys.argv, list(sys.path)
+    sys.argv, err = ["ppgen", *map(str, arguments)], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            cli.main()
+    except SystemExit as stop:
+        return stop.code or 0, err.getvalue()
+    finally:
+        sys.argv, sys.path[:] = before, path
+    return 0, err.getvalue()
+
+
+def test_data_outside_a_runs_folder_are_read_only_where_that_is_allowed(tmp_path):
+    data = tmp_path / "x.npy"
+    np.save(data, np.random.default_rng(0).integers(0, 2, (60, 1, 3, 3)).astype(np.float32))
+    run = tmp_path / "run"
+    small = ["--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--out", run]
+    assert command("train", "vae", "--data", data, *small)[0] == 0
+    evaluate = ["evaluate", run, "--num-samples", "2"]
+    for name in (str(data), f"{run}/../x.npy", f"{run}/link.npy"):
+        changed(run, lambda config, name=name: config["data"].__setitem__("name", name))
+        if name.endswith("link.npy"):
+            (run / "link.npy").symlink_to(data)
+        status, error = command(*evaluate)
+        assert status == 2 and f"--allow {name}" in error and "outside its folder" in error
+        assert command(*evaluate, "--allow", name)[0] == 0
+    (run / "link.npy").unlink()
+    shutil.copy(data, run / "link.npy")
+    assert command(*evaluate)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"name": 3, "binarization": ""}, {"name": "digits"}, {"name": "digits", "binarization": 1}]
+)
+def test_data_that_are_none_are_refused_by_name(run, data):
+    changed(run, lambda config: config.__setitem__("data", data))
+    status, error = command("evaluate", run, "--num-samples", "2")
+    assert status == 2 and "config.json" in error

@@ -13,7 +13,7 @@ from ppgen.catalogue import MODELS
 from ppgen.check import RUNGS, climb, trust
 from ppgen.check.trust import DATA_OF_CALIBRATION
 from ppgen.cli.options import Allow, DataDir, NoiseSeed
-from ppgen.cli.source import load
+from ppgen.cli.source import data_of
 from ppgen.files import write_json
 from ppgen.runs import load_run
 
@@ -42,8 +42,7 @@ def check(
         text = f"{recipe.model} has no likelihood, so there is none to check: see `ppgen judge {run}`."
         print(json.dumps({"verdict": "no likelihood"}) if as_json else text)
         return 0
-    source, decoder = config["data"], recipe.settings.get("decoder")
-    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
+    loaded = data_of(run, recipe, config, data_dir, allow.split(","))
     pair.to("cuda" if torch.cuda.is_available() else "cpu")
     x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
     labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y

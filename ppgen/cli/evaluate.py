@@ -9,7 +9,7 @@ import torch
 import typer
 
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
-from ppgen.cli.source import error_rate, load
+from ppgen.cli.source import data_of, error_rate
 from ppgen.files import write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.distributed import processes
@@ -35,8 +35,7 @@ def evaluate(
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
     with processes() as group:  # this one, or those of torchrun
         pair, recipe, config = load_run(run, allow.split(","))
-        source, decoder = config["data"], recipe.settings.get("decoder")
-        loaded = load(source["name"], data_dir, source["binarization"], recipe.model, decoder)
+        loaded = data_of(run, recipe, config, data_dir, allow.split(","))
         pair.to("cuda" if torch.cuda.is_available() else "cpu")
         x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
         labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y

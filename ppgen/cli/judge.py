@@ -13,7 +13,7 @@ import typer
 from ppgen import data as datasets
 from ppgen.catalogue import Recipe
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
-from ppgen.cli.source import load
+from ppgen.cli.source import data_of
 from ppgen.files import write_json
 from ppgen.inference import sample
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
@@ -36,8 +36,7 @@ def judge(
     Example: ppgen judge runs/gan --num 1000
     """
     pair, recipe, config = load_run(run, allow.split(","))
-    source = config["data"]
-    loaded = load(source["name"], data_dir, source["binarization"], recipe.model, recipe.settings.get("decoder"))
+    loaded = data_of(run, recipe, config, data_dir, allow.split(","))
     classifier = trained_classifier(loaded, epochs, seed)
     report, seconds = judged(pair, recipe, loaded, classifier, num, seed)
     figures = {**report.summary(), "seconds_of_sampling": seconds, "seed": seed}

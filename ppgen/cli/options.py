@@ -17,7 +17,9 @@ DataDir = Annotated[
 ]
 Binarize = Annotated[str | None, typer.Option(help="none, fixed or dynamic; the data set's own habit if not given.")]
 Run = Annotated[Path, typer.Argument(help="A folder that `ppgen train` wrote.")]
-Allow = Annotated[str, typer.Option(help="Import paths (module:Class) that the run may name.")]
+Allow = Annotated[
+    str, typer.Option(help="Import paths (module:Class) and data outside its folder that the run may name.")
+]
 NoiseSeed = Annotated[int, typer.Option("--seed", help="Of the noise.")]
 
 # The settings of models and of their training, wherever they occur.

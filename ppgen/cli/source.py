@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,27 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
         owner = f"the decoder {decoder}" if decoder and not MODELS[model].kind else model
         raise ValueError(f"--data {name} has {has}, and {owner} is for {kind} data: {mend}.")
     return loaded
+
+
+def data_of(
+    run: Path, recipe: Recipe, config: dict[str, Any], data_dir: Path | None, allow: Sequence[str]
+) -> datasets.Dataset:
+    """The data that a run names: a data set, or a file or folder in the run's own folder, or one that is allowed.
+
+    Raises:
+        ValueError: it names none, or leads out of its folder.
+    """
+    source = config["data"]
+    name, binarization = source.get("name"), source.get("binarization")
+    if not isinstance(name, str) or not isinstance(binarization, str):
+        raise ValueError(f"{run / 'config.json'} does not say which data the run is of: got {source!r}.")
+    inside = Path(name).resolve().is_relative_to(run.resolve())
+    if name not in datasets.describe() and name not in allow and not inside:
+        raise ValueError(
+            f"The run {run} names data outside its folder, {name!r}: if you trust it to lead there, allow it by name "
+            f"(--allow {name})."
+        )
+    return load(name, data_dir, binarization, recipe.model, recipe.settings.get("decoder"))
 
 
 def _binarization(name: str | None) -> Any:
