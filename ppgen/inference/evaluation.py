@@ -41,6 +41,14 @@ Function = Callable[..., Sequence[Tensor]]
 Program = Callable[[int, Sequence[Any], Sequence[Tensor]], list[Tensor]]
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no more memory, on a GPU or on the CPU."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(
+        text in str(error) for text in ("can't allocate memory", "not enough memory")
+    )
+
+
 class Weigher:
     """Log weights of a pair for blocks of data, each in cells of samples.
 
@@ -99,15 +107,32 @@ class Weigher:
             return lambda size: rehearsed.expand(size, -1)
         block = [m.contiguous() if isinstance(m, Tensor) else m for m in block]  # compiled code takes one order alone
         reason = self.reason
-        draws, scores = self._parts_of(block)
+        parts = self._parts_of(block)
         if self.reason != reason:  # one of the two programs cannot be traced, so both run in eager
-            draws, scores = self._parts_of(block)
+            parts = self._parts_of(block)
 
         def cell(size: int) -> Tensor:
-            log_q, *values = draws[size]()
-            return torch.cat([scores[n](*at)[0] for n, at in self._slices(values, size)]) - log_q
+            nonlocal parts
+            log_q, *values = parts[0][size]()
+            while True:
+                scores = parts[1]
+                try:
+                    return torch.cat([scores[n](*at)[0] for n, at in self._slices(values, size)]) - log_q
+                except (RuntimeError, MemoryError) as error:
+                    self._shrink(error)
+                parts = self._parts_of(block)  # the draws stay: what was drawn is scored in smaller slices
 
         return cell
+
+    def _shrink(self, error: Exception) -> None:
+        """Slices of half as many samples after memory ran out; raises any other error, and if there is none for one."""
+        smaller = [n for n in range(1, self.slice_samples // 2 + 1) if self.cell_samples % n == 0]
+        if not out_of_memory(error) or not smaller:
+            raise error
+        log.warning("Memory ran out at %d samples at a time: goes on with %d.", self.slice_samples, smaller[-1])
+        self.slice_samples = smaller[-1]
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
 
     def _rehearse(self, block: Sequence[Any]) -> Tensor:
         """The log weights of one sample, in eager and with all checks."""
