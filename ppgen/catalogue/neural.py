@@ -140,23 +140,38 @@ def vqvae(
     )
 
 
-def gan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 64) -> models.GAN:
+def gan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
     """The bodies of the DCGAN for images, dense ones for vectors."""
     return _gan(x, latent_dim, filters, nn.BatchNorm2d)
 
 
-def wgan_gp(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 64) -> models.GAN:
+def wgan_gp(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
     """The same without batch normalisation in the critic, whose slope is that of each image by itself."""
     return _gan(x, latent_dim, filters, None)
 
 
+def acgan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.ACGAN:
+    """The bodies of :func:`gan`, the generator given the class, the discriminator with a guess of it."""
+    k = x.classes
+    generator, discriminator = _players(x, latent_dim, filters, nn.BatchNorm2d, given=k, guessed=k)
+    return models.ACGAN(priors.StandardNormal(latent_dim), generator, discriminator, num_classes=k, levels=x.num_levels)
+
+
 def _gan(x: Observed, latent_dim: int, filters: int, critic_norm: type[nn.BatchNorm2d] | None) -> models.GAN:
-    generator: nn.Module
-    critic: nn.Module
-    if len(x.shape) == 3:
-        generator = DCGANGenerator(latent_dim, x.shape, channels=(2 * filters, filters))
-        critic = DCGANDiscriminator(x.shape, channels=(filters, 2 * filters), norm=critic_norm)
-    else:
-        widths = (2 * filters,) * 3
-        generator, critic = MLP(latent_dim, *widths, x.shape), MLP(x.shape, *widths, 1)
+    generator, critic = _players(x, latent_dim, filters, critic_norm)
     return models.GAN(priors.StandardNormal(latent_dim), generator, critic, levels=x.num_levels)
+
+
+def _players(
+    x: Observed, latent_dim: int, filters: int, norm: type[nn.BatchNorm2d] | None, *, given: int = 0, guessed: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """A generator and a discriminator, images halved down to about 4 × 4; how many classes one is given, one tells."""
+    scores = 1 + guessed
+    if len(x.shape) == 3:
+        channels = tuple(filters * 2**i for i in range(3 if min(x.shape[1:]) > 16 else 2))
+        return (
+            DCGANGenerator(latent_dim, x.shape, channels=channels[::-1], context_dim=given),
+            DCGANDiscriminator(x.shape, scores, channels=channels, norm=norm),
+        )
+    widths = (2 * filters,) * 3
+    return MLP(latent_dim, *widths, x.shape, context_dim=given), MLP(x.shape, *widths, scores)

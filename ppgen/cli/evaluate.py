@@ -10,6 +10,7 @@ import typer
 
 from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
 from ppgen.cli.source import data_of, error_rate
+from ppgen.decoders import bits_per_dim
 from ppgen.files import write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.distributed import processes
@@ -43,6 +44,8 @@ def evaluate(
     if not group.leads:
         return
     figures = estimate.summary()
+    if recipe.num_levels not in (None, 2):
+        figures["bits_per_dim"] = bits_per_dim(estimate.values.double().mean(), recipe.shape).item()
     if recipe.model == "ss-vae":
         figures["error_rate"] = error_rate(pair, x, y)
     write_json(run / "evaluation.json", {**figures, "seed": seed})
@@ -50,5 +53,7 @@ def evaluate(
         print(json.dumps(figures, indent=2))
     else:
         print(estimate)
+        if "bits_per_dim" in figures:
+            print(f"{figures['bits_per_dim']:.3f} bits per dimension")
         if "error_rate" in figures:
             print(f"Error rate: {figures['error_rate']:.2%}")

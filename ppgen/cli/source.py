@@ -22,12 +22,12 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
         ValueError: the data cannot be brought into that form.
     """
     kind = MODELS[model].kind or DECODERS[lookup("decoder", str(decoder), DECODERS)].kind
-    if kind == "any":
-        return datasets.load(name, data_dir=data_dir, binarize=_binarization(binarize))
     choice = _binarization(binarize)
     if choice is None and kind != "binary":
-        choice = "none"
+        choice = "none"  # grey values, which a model that takes any kind makes more of, too
     loaded = datasets.load(name, data_dir=data_dir, binarize=choice)
+    if kind == "any":
+        return loaded
     if kind == "real" and loaded.kind == "levels" and loaded.num_levels:
         top = loaded.num_levels - 1
         scaled = {part: getattr(loaded, part)[:].float() / top for part in ("train", "validation", "test")}

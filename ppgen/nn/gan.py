@@ -20,7 +20,7 @@ class DCGANGenerator(nn.Module):
     r"""DCGAN's generator: transposed convolutions, rectifiers, and a hyperbolic tangent.
 
     The latent becomes a small image of many channels, which is doubled (7, 14, 28 or 4, 7, 14, 28, ...) up to the size
-    wanted. Weights start from N(0, 0.02²).
+    wanted. Weights start from N(0, 0.02²), without normalisation by He's rule.
 
     References:
         Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks
@@ -68,7 +68,7 @@ class DCGANGenerator(nn.Module):
         layers.append(nn.ConvTranspose2d(channels[-1], self.out_shape[0], _kernel(sizes[-1]), stride=2, padding=1))
         layers.append(nn.Tanh())
         self.convolutions = nn.Sequential(*layers)
-        _initialize(self)
+        _initialize(self, norm)
 
     def forward(self, z: Tensor, *context: Tensor) -> Tensor:
         width = prod(self.in_shape) + self.context_dim
@@ -137,7 +137,7 @@ class DCGANDiscriminator(nn.Module):
             layers += [*between, nn.LeakyReLU(0.2)]
         self.convolutions = nn.Sequential(*layers)
         self.output = nn.Linear(channels[-1] * prod(sizes[-1]), prod(self.out_shape))
-        _initialize(self)
+        _initialize(self, norm)
 
     def features(self, x: Tensor, *context: Tensor) -> Tensor:
         """The last hidden layer, as vectors."""
@@ -206,10 +206,14 @@ def _kernel(large: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _initialize(net: nn.Module) -> None:
+def _initialize(net: nn.Module, norm: Norm | None) -> None:
+    """DCGAN's rule; He's where no normalisation brings the signal back to size: scores hardly depended on images."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, 0.0, 0.02)
+            if norm is None:
+                nn.init.kaiming_normal_(module.weight, a=0.2)
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
