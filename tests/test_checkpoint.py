@@ -29,6 +29,14 @@ REAL = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
 GREY = DynamicBinarization(torch.rand(50, 16, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Ctrl-C has its usual meaning, also where the tests run in the background, and keeps it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
 class Dropped(torch_nn.Module):
     """An encoder with batch normalisation and dropout."""
 
@@ -171,7 +179,7 @@ def outcome(step, history):
 
 
 def steps_to_stop_at(name):
-    fast = 2 if name not in ("SVI, compiled",) else 1
+    fast = 0 if name == "SVI, compiled" else 2
     drawn = random.Random(name).sample(range(1, EPOCHS * BATCHES), 20)
     return [pytest.param(name, at, marks=() if i < fast else pytest.mark.slow) for i, at in enumerate(drawn)]
 
@@ -199,10 +207,331 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, at, whole, tmp_pa
     else:
         assert "stopping" in name  # only early stopping can have ended it before that step
     assert outcome(*run(name, tmp_path)) == wanted
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_checkpoints_leave_the_numbers_alone(whole, tmp_path):
     name = "SVI, early stopping"
     assert outcome(*run(name, tmp_path, checkpoint_every=0)) == whole(name)
     assert len(list(tmp_path.glob("[0-9]*"))) == 2 and not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_has_ended_goes_on_to_more_epochs(whole, tmp_path):
+    name = "SVI, redrawn data"
+    run(name, tmp_path, epochs=4)
+    assert outcome(*run(name, tmp_path)) == whole(name)
+    assert outcome(*run(name, tmp_path)) == whole(name)  # and once more: nothing is left to do
+    with pytest.raises(ValueError, match=r"epochs=4, but the run in .* has had 6"):
+        run(name, tmp_path, epochs=4)
+
+
+def test_a_loader_without_a_state_goes_on_at_the_beginning_of_its_epoch(tmp_path, caplog):
+    def loader():
+        return DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(2))
+
+    torch.manual_seed(1)
+    step = svi(vae())
+    wanted = outcome(step, train(step, loader(), epochs=5, seed=5, progress=False))
+    torch.manual_seed(1)
+    step = stopping(svi(vae()), 17)
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
+        train(step, loader(), epochs=5, seed=5, progress=False, checkpoint=tmp_path)
+    assert "no state_dict" in caplog.text and "000000000014" in caplog.text
+    torch.manual_seed(1)
+    step = svi(vae())
+    assert outcome(step, train(step, loader(), epochs=5, seed=5, progress=False, checkpoint=tmp_path)) == wanted
+
+
+def test_sigterm_is_saved_for_too(tmp_path):
+    stopped = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        torch.manual_seed(1)
+        train(stopping(svi(vae()), 9, signal.SIGTERM), X, **settings("SVI, compiled", tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [signal.SIGTERM]  # whose handler lets the run go on
+    assert sorted(p.name for p in tmp_path.glob("[0-9]*")) == ["000000000009", "000000000042"]
+
+
+def test_a_thread_of_its_own_saves_without_signals(whole, tmp_path):
+    name, done = "SVI, redrawn data", []
+    worker = threading.Thread(target=lambda: done.append(outcome(*run(name, tmp_path))))
+    worker.start()
+    worker.join()
+    assert done == [whole(name)] and list(tmp_path.glob("[0-9]*"))
+
+
+@pytest.mark.slow
+def test_fit_keeps_the_choice_to_compile_that_a_run_began_with(tmp_path):
+    def fitted(**given):
+        torch.manual_seed(1)
+        return fit(vae(), X, batch_size=10, seed=5, progress=False, checkpoint=tmp_path, **given)
+
+    assert fitted(epochs=2, compile=True).compiled
+    assert fitted(epochs=4).compiled
+    assert len(fitted(epochs=5, compile=False).loss) == 5 and fitted(epochs=6).compiled
+
+
+# What does not belong to a run
+
+
+def small(**changed):
+    torch.manual_seed(1)
+    given = {"epochs": 2, "batch_size": 10, "seed": 5, "progress": False, **changed}
+    pair = given.pop("pair", None) or vae()
+    data = given.pop("data", X)
+    return pair, lambda: fit(pair, data, **given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 6}, "seed=5, and this call seed=6"),
+        ({"batch_size": 20}, "batch_size=10, and this call batch_size=20"),
+        ({"data": 1 - X}, "other data"),
+        ({"validation": X[:10]}, "in validation"),
+        ({"precision": "bf16"}, "precision was 'float32'"),
+        ({"pair": models.VAE(priors.StandardNormal(3), decoders.Bernoulli(nn.MLP(3, 8, 16)),
+                             posteriors.DiagNormal(nn.MLP(16, 8, 6)))}, "in this model"),
+        ({"optimizer": lambda p: torch.optim.Adam([{"params": list(p)[:1]}, {"params": list(p)[1:]}])}, "does not fit"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_and_left_as_it_is(changed, message, tmp_path):
+    small(checkpoint=tmp_path)[1]()
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    pair, again = small(checkpoint=tmp_path, **{"epochs": 3, **changed})
+    before = [value.clone() for value in pair.state_dict().values()]
+    with pytest.raises(ValueError, match=message):
+        again()
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_a_step_without_a_state_is_refused_before_it_begins(tmp_path):
+    class Plain:
+        def step(self, x):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"Plain has no \.state_dict"):
+        train(Plain(), X, epochs=1, checkpoint=tmp_path)
+
+
+# Files
+
+
+def write_one(folder, steps=3):
+    checkpoints = Checkpoints(folder)
+    checkpoints.write(steps, {"a": torch.arange(4.0), "b": [1, (2.5, None)], 3: "c", "d": float("inf")})
+    return checkpoints
+
+
+def test_what_is_written_is_read_back_with_its_kinds(tmp_path):
+    tied = torch.arange(6.0).reshape(2, 3)
+    state = {"t": tied.T, "same": tied, 0: {"u8": torch.tensor([1], dtype=torch.uint8)}, "x": [1, (0.1, None, True)]}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, state)
+    found = checkpoints.read()
+    assert torch.equal(found["t"], tied.T) and torch.equal(found["same"], tied)
+    assert found[0]["u8"].dtype == torch.uint8 and found["x"] == [1, (0.1, None, True)]
+    with pytest.raises(TypeError, match=r"state\['x'\]\[1\] is object"):
+        checkpoints.write(2, {"x": [1, object()]})
+    assert checkpoints.newest.name == "000000000001"
+
+
+def damage(folder, kind):
+    """Damages the checkpoint in a folder; the file that the message has to name."""
+    tensors, state, manifest = (folder / n for n in ("tensors.safetensors", "state.json", "manifest.json"))
+    if kind == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-5])
+    elif kind == "flipped":
+        content = bytearray(tensors.read_bytes())
+        content[-3] ^= 1
+        tensors.write_bytes(content)
+    elif kind == "missing":
+        state.unlink()
+        return state
+    elif kind == "renamed":
+        state.rename(folder / "old.json")
+        return state
+    elif kind == "linked":
+        shutil.copy(tensors, folder.parent / "elsewhere")
+        tensors.unlink()
+        tensors.symlink_to(folder.parent / "elsewhere")
+    elif kind == "newer":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 2}))
+        return manifest
+    elif kind == "no manifest":
+        manifest.write_text("[]")
+        return manifest
+    else:  # hostile: whole by its digests, and not a state
+        contents = {
+            "deep": b"[" * 100_000,
+            "other": b'{"pickle": "cos\\nsystem"}',
+            "number": b"3",
+            "reference": b'{"dict": [["a", {"tensor": "99"}]]}',
+            "places": b'{"dict": [["run", {"dict": []}]]}',
+        }
+        state.write_bytes(contents[kind])
+        files.write_manifest(folder, {p.name: p.read_bytes() for p in (tensors, state)}, 1)
+        return folder
+    return tensors
+
+
+KINDS = ["truncated", "flipped", "missing", "renamed", "linked", "newer", "no manifest"]
+KINDS += ["deep", "other", "number", "reference", "places"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(kind, tmp_path):
+    small(checkpoint=tmp_path)[1]()
+    for older in sorted(tmp_path.glob("[0-9]*"))[:-1]:
+        shutil.rmtree(older)
+    culprit = damage(next(tmp_path.glob("[0-9]*")), kind)
+    pair, again = small(checkpoint=tmp_path, epochs=3)
+    before = [value.clone() for value in pair.state_dict().values()]
+    with pytest.raises(ValueError) as caught:
+        again()
+    assert culprit.name in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
+
+
+def test_other_versions_go_on_with_a_word(tmp_path, caplog):
+    folder = write_one(tmp_path).newest
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "threads": 77}))
+    with caplog.at_level(logging.WARNING):
+        assert Checkpoints(tmp_path).read()["b"] == [1, (2.5, None)]
+    assert "not bit for bit" in caplog.text and "threads 77" in caplog.text
+
+
+def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(monkeypatch, tmp_path):
+    written = []
+    sync = os.fsync
+
+    def full(handle):
+        written.append(handle)
+        if len(written) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    pair, go = small(checkpoint=tmp_path, checkpoint_every=0, epochs=5)
+    with pytest.raises(OSError, match=r"No space left.*is whole.*Make room"):
+        go()
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).read() is not None and not list(tmp_path.glob(".*"))
+    assert all(value.isfinite().all() for value in pair.state_dict().values())
+
+
+def test_a_limit_of_the_system_is_no_different(tmp_path):
+    """A file that grows too large, as a full disk would have it, in a process of its own."""
+    script = """
+import resource, sys, torch
+from ppgen.inference.checkpoint import Checkpoints
+c = Checkpoints(sys.argv[1])
+c.write(1, {"a": torch.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    c.write(2, {"a": torch.zeros(100_000)})
+except OSError as error:
+    assert "000000000001 is whole" in str(error), error
+    assert c.read()["a"].shape == (10,)
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout == "refused\n", done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    pair, go = small(checkpoint=tmp_path / "file" / "in it")
+    before = [value.clone() for value in pair.state_dict().values()]
+    with pytest.raises(OSError, match="nothing was trained"):
+        go()
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
+
+
+KILLED = """
+import os, random, signal, sys, time, torch
+from ppgen.inference.checkpoint import Checkpoints
+
+torch.set_num_threads(1)
+folder, times = sys.argv[1], int(sys.argv[2])
+moment = random.Random(0)
+newest = 0
+for attempt in range(times):
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:  # saves as fast as it can, and says each time that it has
+        checkpoints = Checkpoints(folder)
+        for step in range(newest + 1, newest + 10_000):
+            checkpoints.write(step, {"step": step, "tensor": torch.full((20_000,), float(step))})
+            os.write(told, step.to_bytes(8, "big"))
+        os._exit(0)
+    os.close(told)
+    first = os.read(heard, 8)
+    time.sleep(moment.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    said = first
+    while more := os.read(heard, 8 * 4096):
+        said = more[-8:]
+    os.close(heard)
+    state = Checkpoints(folder).read()
+    said = int.from_bytes(said, "big")
+    assert state["step"] in (said, said + 1), (state["step"], said)  # what was said to be saved, or just more
+    assert (state["tensor"] == state["step"]).all()
+    newest = state["step"]
+left = [name for name in os.listdir(folder) if name.startswith(".")]
+print(times, newest, len(left))
+"""
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_of_saving_nothing_is_lost(times, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), str(times)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    killed, newest, left = map(int, done.stdout.split())
+    assert killed == times and newest >= times and left <= 4
+
+
+# Steps that are not finite
+
+
+class Breaking(torch_nn.Module):
+    """A decoder that gives NaN for its calls numbered so."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.net, self.at, self.calls = nn.MLP(2, 8, 16), at, 0
+
+    def forward(self, z):
+        self.calls += self.training and torch.is_grad_enabled()
+        return self.net(z) * (float("nan") if self.training and self.calls in self.at else 1.0)
+
+
+def breaking(at):
+    torch.manual_seed(1)
+    return models.VAE(priors.StandardNormal(2), decoders.Bernoulli(Breaking(at)), posteriors.DiagNormal(Dropped()))
+
+
+def test_a_step_that_is_not_finite_is_named_and_moves_nothing():
+    good, bad = breaking([]), breaking([6])
+    fit(good, X, epochs=1, batch_size=10, seed=5, progress=False)
+    with pytest.raises(FloatingPointError, match=r"Epoch 2, batch 1 of 5 \(step 6\): .*the model's site 'x'.*Likely"):
+        fit(bad, X, epochs=2, batch_size=10, seed=5, progress=False)
+    for a, b in zip(good.state_dict().values(), bad.state_dict().values(), strict=True):
+        assert torch.equal(a, b)  # buffers of batch normalisation, too
+
+
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(caplog):
+    pair = breaking([3, 4, 8])
+    with caplog.at_level(logging.WARNING):
+        history = fit(pair, X, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)
+    assert history.skipped == 3 and len(history.loss) == 2
+    assert "Epoch 2, batch 3 of 5 (step 8) is skipped" in caplog.text
+    assert all(value.isfinite().all() for value in pair.state_dict().values())
+    with pytest.raises(FloatingPointError, match="batch 5 of 5"):  # a whole epoch of them is no training
+        fit(breaking(range(1, 99)), X, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)

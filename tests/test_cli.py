@@ -9,27 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import call
 
-from ppgen import catalogue, cli
+from ppgen import catalogue
 from ppgen.catalogue.training import keep_labels
 from ppgen.inference import fit
 from ppgen.runs import load_run, save_run
 
 SMALL = ["--data", "digits", "--latent-dim", "2", "--num-components", "5", "--hidden", "8"]
-
-
-def call(capsys, *arguments):
-    """Exit status, standard output and standard error of one command."""
-    before = sys.argv
-    sys.argv = ["ppgen", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        sys.argv = before
-    code = stop.value.code
-    out, err = capsys.readouterr()
-    return (code if isinstance(code, int) else 0 if code is None else 1), out, err
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +44,7 @@ def run(tmp_path_factory):
 
 def test_a_run_holds_what_rebuilds_it_and_what_one_looks_at(run):
     assert {p.name for p in run.iterdir()} == {
+        "checkpoints",
         "config.json",
         "manifest.json",
         "model.safetensors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import semi_supervised as with_labels
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
+from ppgen.inference.modes import seeded
 from ppgen.models import ExplicitDensity
 from ppgen.priors import CategoricalGrid
 
@@ -51,6 +53,7 @@ def variational(
     compile: bool = True,
     precision: str = "float32",
     loss: Any = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> History:
     """Stochastic variational inference on the ELBO, or with several particles on the importance-weighted bound."""
@@ -73,6 +76,7 @@ def variational(
         device=device,
         compile=None if compile else False,
         precision=precision,
+        checkpoint=checkpoint,
         progress=progress,
     )
 
@@ -96,6 +100,7 @@ def semi_supervised(
     seed: int = 0,
     device: str = "auto",
     compile: bool = True,
+    checkpoint: Path | None = None,
 ) -> History:
     """The ELBO of all rows, and the classification of those whose label is kept."""
     x, y = data
@@ -103,7 +108,7 @@ def semi_supervised(
     share = (kept >= 0).float().mean().item()
     return variational(
         pair, (x, kept), validation, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup, patience=patience,
-        seed=seed, device=device, compile=compile, loss=partial(with_labels, alpha / share),
+        seed=seed, device=device, compile=compile, loss=partial(with_labels, alpha / share), checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -145,6 +150,7 @@ def expectation_maximization(
     restarts: int = 1,
     tolerance: float = 1e-4,
     seed: int = 0,
+    checkpoint: Path | None = None,
 ) -> History:
     """EM on all data at once, or stepwise on batches."""
     return train(
@@ -154,6 +160,7 @@ def expectation_maximization(
         batch_size=batch_size or len(data[0]),
         validation=validation,
         seed=seed,
+        checkpoint=checkpoint,
     )
 
 
@@ -170,6 +177,7 @@ def vector_quantized(
     seed: int = 0,
     device: str = "auto",
     compile: bool = True,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> History:
     """The codes under a uniform prior, then the prior of the codes that they have become."""
@@ -182,11 +190,15 @@ def vector_quantized(
         "seed": seed,
         "progress": progress,
     }
-    history = variational(pair, data, validation, epochs=epochs, device=device, **settings)
-    codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
+    folders = [None, None] if checkpoint is None else [checkpoint / "codes", checkpoint / "prior"]
+    history = variational(pair, data, validation, epochs=epochs, device=device, checkpoint=folders[0], **settings)
+    with seeded(seed):  # data may be drawn anew when they are read
+        codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
     density = ExplicitDensity(prior)
     settings["patience"] = patience or 10  # a strong prior of few codes learns them by heart
-    of_codes = variational(density, (codes,), (watched,), epochs=prior_epochs, device=device, **settings)
+    of_codes = variational(
+        density, (codes,), (watched,), epochs=prior_epochs, device=device, checkpoint=folders[1], **settings
+    )
     pair.prior = prior
     history.monitors["prior loss"] = of_codes.loss
     history.monitors["prior validation"] = of_codes.validation
@@ -207,9 +219,10 @@ def adversarial(
     seed: int = 0,
     device: str = "auto",
     loss: AdversarialLoss | None = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> History:
     """Two networks in turns, with the learning rates that belong to their loss."""
     pair.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     step = Adversarial(pair, loss or nonsaturating())
-    return train(step, data, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
+    return train(step, data, epochs=epochs, batch_size=batch_size, seed=seed, checkpoint=checkpoint, progress=progress)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +15,47 @@ import typer
 from ppgen import data as datasets
 from ppgen import plots
 from ppgen.catalogue import MODELS, Recipe, settings_of
-from ppgen.cli.options import Binarize, DataDir, DataName, chosen, option
-from ppgen.cli.source import build, error_rate, load, num_classes, visible
+from ppgen.cli.options import Allow, Binarize, DataDir, DataName, chosen, option
+from ppgen.cli.source import build, data_of, error_rate, load, num_classes, visible
 from ppgen.files import write_json
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
 from ppgen.inference.distributed import current, processes
 from ppgen.priors import VampPrior
-from ppgen.runs import save_run
+from ppgen.runs import begin_run, read_config, save_run
 
+CHECKPOINTS = "checkpoints"
 Out = Annotated[Path, typer.Option(help="The run's folder; it must not hold a run yet.")]
 
-train_app = typer.Typer(no_args_is_help=True, help="Train a model on a data set, into a run's folder.")
+train_app = typer.Typer(help="Train a model on a data set, into a run's folder; or go on with a run that was stopped.")
+
+Resume = Annotated[Path | None, typer.Option(help="Go on with the run in this folder, as if it had never stopped.")]
+MoreEpochs = Annotated[int | None, typer.Option(help="Of a run that goes on: passes over its data in all, at most.")]
+
+
+@train_app.callback(invoke_without_command=True)
+def resume_or_train(
+    ctx: typer.Context,
+    resume: Resume = None,
+    epochs: MoreEpochs = None,
+    data_dir: DataDir = None,
+    allow: Allow = "",
+) -> None:
+    """Train a model on a data set, into a run's folder; or go on with a run that was stopped.
+
+    Model and settings of a run that goes on come from its folder.
+
+    Example: ppgen train --resume runs/vae --epochs 200
+    """
+    if ctx.invoked_subcommand is None:
+        if resume is None:
+            print(ctx.get_help())
+            return
+        with processes():
+            go_on(resume, epochs, data_dir, allow.split(","))
+    elif resume is not None:
+        raise ValueError(
+            f"--resume {resume} takes the model and its settings from the folder: leave out {ctx.invoked_subcommand}."
+        )
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -72,18 +103,64 @@ def run(
     training: dict[str, Any],
 ) -> None:
     """Trains a model by its name, and writes its run; of several processes the first writes and prints."""
-    leads = current().leads
-    if (out / "config.json").exists():
+    if (out / "model.safetensors").exists():
         raise ValueError(f"--out {out} already holds a run: choose another folder, or remove that one.")
+    if _was_saved(out):
+        raise ValueError(
+            f"--out {out} holds a run that was stopped: go on with it (ppgen train --resume {out}), choose another "
+            "folder, or remove that one."
+        )
     loaded = load(data, data_dir, binarize, name, settings.get("decoder"))
     recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
+    source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
+    _train(out, recipe, loaded, source, training)
+
+
+def go_on(folder: Path, epochs: int | None, data_dir: Path | None, allow: Sequence[str]) -> None:
+    """Continues the run in a folder, maybe for more epochs than it began with."""
+    recipe, config = read_config(folder, allow)
+    training = _checked(config["training"], recipe.model, folder)
+    if epochs is not None:
+        training["epochs"] = epochs
+    elif (folder / "model.safetensors").exists():
+        raise ValueError(
+            f"The run {folder} has ended, after {training['epochs']} epochs at most: ask for more (--epochs)."
+        )
+    loaded = data_of(folder, recipe, config, data_dir, allow)
+    _train(folder, recipe, loaded, config["data"], training)
+
+
+def _checked(training: dict[str, Any], model: str, folder: Path) -> dict[str, Any]:
+    """The settings of a training that a file names, each of the kind that it has to be."""
+    known = {n: p.default for n, p in settings_of(MODELS[model].train).items()}
+    wrong = [n for n in known.keys() | training.keys() if type(training.get(n)) is not type(known.get(n))]
+    if wrong:
+        raise ValueError(
+            f"{folder / 'config.json'}: {wrong[0]}={training.get(wrong[0])!r} is no setting of the training of {model}."
+        )
+    return dict(training)
+
+
+def _train(
+    out: Path, recipe: Recipe, loaded: datasets.Dataset, source: dict[str, Any], training: dict[str, Any]
+) -> None:
+    leads, name = current().leads, recipe.model
     batch = recipe.batch(loaded.train, loaded.train_labels)
     validation = recipe.batch(loaded.validation, loaded.validation_labels)
     pair = build(recipe, loaded, training["seed"])
     if recipe.note and leads:
         print(f"Note: {recipe.note}.", file=sys.stderr, flush=True)
-    history = MODELS[name].train(pair, batch, validation, **training)
-    source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
+    if leads:
+        begin_run(out, recipe, data=source, training=training)
+    try:
+        history = MODELS[name].train(pair, batch, validation, checkpoint=out / CHECKPOINTS, **training)
+    except KeyboardInterrupt:
+        print(f"Interrupted. To go on: ppgen train --resume {out}", file=sys.stderr, flush=True)
+        raise
+    except Exception:
+        if leads and not _was_saved(out):
+            _remove_begun(out)
+        raise
     if leads:
         save_run(out, pair, recipe, data=source, training=training, history=history)
     seed = training["seed"]
@@ -114,6 +191,18 @@ def run(
     write_json(out / "metrics.json", metrics)
     pictures = _draw(pair, recipe, loaded, history, out, seed)
     print(f"Written to {out}: config.json, model.safetensors, history.json, metrics.json, {', '.join(pictures)}")
+
+
+def _was_saved(out: Path) -> bool:
+    return any((out / CHECKPOINTS).glob("**/manifest.json"))
+
+
+def _remove_begun(out: Path) -> None:
+    """Leaves no trace of a run that was refused before its first step."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    (out / "config.json").unlink(missing_ok=True)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out: Path, seed: int) -> list[str]:

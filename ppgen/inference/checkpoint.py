@@ -149,7 +149,8 @@ class Checkpoints:
             yield
             return
         self._received.clear()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        now = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in now.items() if handler != signal.SIG_IGN}
 
         def restore() -> None:
             for number, handler in before.items():

@@ -228,7 +228,10 @@ class SVI:
     def _gradients(self, batch: Sequence[Any]) -> Gradients:
         if num_rows(batch) == 0 and current().count > 1:  # the others have all of a short batch
             return Gradients(torch.zeros(()), torch.zeros(()), [None] * len(self.parameters))
-        with self._known, precision(self.precision, self.parameters[0].device):
+        # What the first run has validated: from here on a value out of its range is a loss that is not finite, which
+        # is said with the step and the site.
+        unvalidated = pyro.validation_enabled(False)
+        with self._known, unvalidated, precision(self.precision, self.parameters[0].device):
             if self._compiled is not None:
                 return self._compiled(batch)
             return gradients(self.loss, self.pair, self.parameters, batch)

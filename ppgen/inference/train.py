@@ -22,6 +22,7 @@ from ppgen.inference.batches import Loaded, Shuffled, check_support, in_batches,
 from ppgen.inference.checkpoint import Checkpoints
 from ppgen.inference.distributed import current, gathered, num_rows, own_seed, spread
 from ppgen.inference.fingerprint import fingerprint
+from ppgen.inference.hygiene import check_last_batch
 from ppgen.inference.modes import device_of, modules_of, seeded, training
 from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import SVI
@@ -119,15 +120,16 @@ def train(
         raise TypeError(f"{type(step).__name__} has no .state_dict and .load_state_dict, so it cannot be checkpointed.")
     saves = None if checkpoint is None else Checkpoints(checkpoint, checkpoint_every)
     state = None if saves is None else saves.read()
-    if seed is None and state is not None:
-        seed = state["run"]["seed"]
-    seed = gathered(int(torch.randint(2**62, ())) if seed is None else seed)[0]
-    order = torch.Generator().manual_seed(seed)
+    if saves is not None and state is not None:
+        with _refused(saves.newest):
+            seed, done = int(state["run"]["seed"]) if seed is None else seed, int(state["place"]["epoch"])
+    order = torch.Generator()
     batches = in_batches(data, batch_size, order, "data")
     watched = None if validation is None else in_batches(validation, batch_size, None, "validation")
     _check_shared(step, batches, watched, batch_size)
     if skip_nonfinite and current().count > 1:
         raise ValueError("skip_nonfinite=True is for one process: several would not skip the same batches.")
+    seed = gathered(int(torch.randint(2**62, ())) if seed is None else seed)[0]
     pair = getattr(step, "pair", step)
     device = device_of(pair)
     if isinstance(batches, Shuffled):
@@ -139,7 +141,7 @@ def train(
     if saves is not None:
         facts |= {"data": _digest(batches, seed), "validation": _digest(watched, seed), "processes": current().count}
     if saves is not None and state is not None:
-        _check_same_run(saves.folder, state["run"], facts, state["place"]["epoch"], epochs)
+        _check_same_run(saves.folder, state["run"], facts, done, epochs)
 
     def validate(numbered: tuple[int, tuple[Any, ...]]) -> tuple[float, int]:
         index, batch = numbered
@@ -166,6 +168,8 @@ def train(
     ):
         if hasattr(pair, "model") and hasattr(pair, "guide"):
             _check_observations(pair, batches, watched)
+            if isinstance(batches, Shuffled):
+                check_last_batch(pair, len(batches.rows), batch_size, next(iter(batches)))
         order.manual_seed(seed)
         torch.manual_seed(own_seed(seed))
         if saves is not None and state is not None:
@@ -344,8 +348,11 @@ def _check_observations(pair: Pair, *sources: Loaded | Shuffled | None) -> None:
         if source is None:
             continue
         first = next(iter(source))
-        with training(pair, False):
-            supports = observed_supports(pair, device_batch(pair, first))
+        try:
+            with training(pair, False):
+                supports = observed_supports(pair, device_batch(pair, first))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be given to this pair: {error}") from error
         if isinstance(source, Loaded):
             source.supports = supports
             check_support(supports, first, f"the first batch of {name}")

@@ -1,0 +1,102 @@
+"""``ppgen train`` stopped within a step, and ``ppgen train --resume``: the files that a run without a stop leaves."""
+
+import json
+import signal
+
+import pytest
+from command import call
+from safetensors.torch import load_file
+
+from ppgen.inference import EM, SVI, Adversarial
+
+SMALL = ["--data", "digits", "--epochs", 3]
+# name: (its class of step, options, the step that is stopped)
+RUNS = {
+    "vae": (
+        SVI,
+        [*SMALL, "--latent-dim", 2, "--hidden", 8, "--prior", "vamp", "--num-components", 5, "--patience", 1],
+        20,
+    ),
+    "gmm": (EM, [*SMALL, "--num-components", 3, "--covariance", "diag"], 2),
+    "wgan-gp": (Adversarial, [*SMALL, "--latent-dim", 4, "--filters", 4], 30),
+    "vqvae": (SVI, [*SMALL, "--codebook-size", 8, "--filters", 4, "--prior-epochs", 2], 45),  # while the prior trains
+}
+
+
+@pytest.fixture(autouse=True)
+def listening():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def parameters(folder):
+    return {name: value.tolist() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "vqvae" else ()) for n in RUNS])
+def test_what_was_stopped_and_resumed_leaves_the_files_of_what_was_not(name, monkeypatch, capsys, tmp_path):
+    kind, options, at = RUNS[name]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    status, _, err = call(capsys, "train", name, *options, "--out", whole)
+    assert status == 0, err
+    step, made = kind.step, []
+
+    def signalled(self, *batch):
+        loss = step(self, *batch)
+        made.append(loss)
+        if len(made) == at:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(kind, "step", signalled)
+    status, _, err = call(capsys, "train", name, *options, "--out", stopped)
+    assert (
+        status == 130
+        and f"--resume {stopped}" in err
+        and len(made) == at
+        and not (stopped / "model.safetensors").exists()
+    )
+    monkeypatch.undo()
+    status, _, err = call(capsys, "train", name, *options, "--out", stopped)
+    assert status == 2 and f"--resume {stopped}" in err
+    status, _, err = call(capsys, "evaluate", stopped)
+    assert status == 2 and f"--resume {stopped}" in err
+    status, _, err = call(capsys, "train", "--resume", stopped)
+    assert status == 0, err
+    assert parameters(whole) == parameters(stopped)
+    assert (whole / "config.json").read_bytes() == (stopped / "config.json").read_bytes()
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (whole, stopped)]
+    assert [{**h, "seconds": None} for h in histories[:1]] == [{**h, "seconds": None} for h in histories[1:]]
+
+
+def test_a_run_that_has_ended_can_have_more_epochs(capsys, tmp_path):
+    longer, first = tmp_path / "longer", tmp_path / "first"
+    options = ["--data", "digits", "--latent-dim", 2, "--hidden", 8]
+    assert call(capsys, "train", "vae", *options, "--epochs", 3, "--out", longer)[0] == 0
+    assert call(capsys, "train", "vae", *options, "--epochs", 1, "--out", first)[0] == 0
+    status, _, err = call(capsys, "train", "--resume", first)
+    assert status == 2 and "--epochs" in err
+    status, out, err = call(capsys, "train", "--resume", first, "--epochs", 3)
+    assert status == 0 and out.startswith("3 epochs"), err
+    assert parameters(first) == parameters(longer)
+    status, _, err = call(capsys, "train", "--resume", first, "vae", "--out", tmp_path / "x")
+    assert status == 2 and "leave out vae" in err
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "culprit"),
+    [
+        ("training", {"epochs": "many"}, "epochs='many'"),
+        ("training", {"callback": "os.system"}, "callback='os.system'"),
+        ("recipe", {"model": "os"}, "'os'"),
+    ],
+)
+def test_settings_that_no_training_has_are_refused(part, value, culprit, capsys, tmp_path):
+    assert call(capsys, "train", "gmm", *SMALL, "--num-components", 2, "--out", tmp_path / "r")[0] == 0
+    path = tmp_path / "r" / "config.json"
+    config = json.loads(path.read_text())
+    config[part] |= value
+    path.write_text(json.dumps(config))
+    status, _, err = call(capsys, "train", "--resume", tmp_path / "r", "--epochs", 5)
+    assert status == 2 and culprit in err and "config.json" in err
