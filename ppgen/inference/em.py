@@ -98,19 +98,28 @@ class EM:
         """One update; the mean negative log-likelihood of this batch before it, in nats per datum.
 
         Raises:
-            FloatingPointError: the loss is not finite; the parameters are as they were.
+            FloatingPointError: the loss is not finite, or a parameter would not be; the parameters are as they were.
         """
         batch = device_batch(self.pair, batch)
-        if not self._started:
-            self._start(batch)
-        statistics, log_likelihood = self._expectation(batch)
-        self.rate.advance(len(batch[0]))
-        if self._statistics:
-            old, share = self._statistics, self.rate()
-            statistics = {name: old[name].lerp(value, share) for name, value in statistics.items()}
+        before = [(value, value.clone()) for value in self.pair.state_dict().values()]
+        started, rate = self._started, dict(vars(self.rate))
+        try:
+            if not self._started:
+                self._start(batch)
+            statistics, log_likelihood = self._expectation(batch)
+            self.rate.advance(len(batch[0]))
+            if self._statistics:
+                old, share = self._statistics, self.rate()
+                statistics = {name: old[name].lerp(value, share) for name, value in statistics.items()}
+            if self.rate.warm:
+                self._maximization(statistics)
+        except FloatingPointError:
+            for value, was in before:
+                value.copy_(was)
+            self._started = started
+            vars(self.rate).update(rate)
+            raise
         self._statistics = statistics
-        if self.rate.warm:
-            self.pair.maximization(statistics)
         self._watch(-log_likelihood.item(), len(batch[0]))
         return -log_likelihood
 
@@ -143,6 +152,15 @@ class EM:
                 "not finite, or a scale that collapsed to zero."
             )
         return statistics, log_likelihood
+
+    def _maximization(self, statistics: dict[str, Tensor]) -> None:
+        self.pair.maximization(statistics)
+        bad = [name for name, parameter in self.pair.named_parameters() if not parameter.isfinite().all()]
+        if bad:
+            raise FloatingPointError(
+                f"The M-step would make {bad[0]} not finite, so nothing was updated. Likely causes: data of a range "
+                "that single precision cannot hold, or a component that no datum belongs to."
+            )
 
     def _start(self, batch: Any) -> None:
         """The best of several starts, each judged after a short run on the first batch."""
