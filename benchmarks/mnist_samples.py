@@ -35,11 +35,11 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "acgan": Case("none", {}, {"epochs": 4}),
-    "gan": Case("none", {}, {"epochs": 8}),
-    "wgan": Case("none", {}, {"epochs": 8}),
+    "acgan": Case("none", {}, {"epochs": 3}),
+    "gan": Case("none", {}, {"epochs": 6}),
+    "wgan": Case("none", {}, {"epochs": 6}),
     "wgan-gp": Case("none", {}, {"epochs": 8}),
-    "vqvae": Case("none", {"decoder": "logistic"}, {"epochs": 3, "prior_epochs": 7}),
+    "vqvae": Case("none", {"decoder": "logistic"}, {"epochs": 3, "prior_epochs": 6}),
     "pixelcnn": Case("dynamic", {"num_layers": 5}, {"epochs": 1, "batch_size": 16}),
 }
 
