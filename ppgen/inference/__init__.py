@@ -15,11 +15,12 @@ from ppgen.inference.missing import denoise, impute
 from ppgen.inference.normalized import normalize_gradients
 from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
 from ppgen.inference.predict import decode, encode, reconstruct, sample
+from ppgen.inference.progress import History
 from ppgen.inference.proposals import RepairedEstimate, repaired_log_likelihood
 from ppgen.inference.schedules import warmup
 from ppgen.inference.semisupervised import classify, semi_supervised
 from ppgen.inference.svi import SVI
-from ppgen.inference.train import History, train
+from ppgen.inference.train import train
 from ppgen.inference.weights import log_weights
 
 __all__ = [

@@ -11,8 +11,9 @@ from ppgen.inference.batches import is_loader
 from ppgen.inference.losses import elbo
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import modules_of
+from ppgen.inference.progress import History
 from ppgen.inference.svi import SVI, OptimizerFactory
-from ppgen.inference.train import History, train
+from ppgen.inference.train import train
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

@@ -1,0 +1,120 @@
+"""How far a run of training has come: its history, its place within it, and the line that shows it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+__all__ = ["History", "Place", "bar", "located", "losses"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class History:
+    """What a training run went through, an entry an epoch; losses in nats per datum.
+
+    Attributes:
+        loss: the mean training loss.
+        validation: the mean validation loss, unannealed; empty without validation data.
+        seconds: the time that each epoch took.
+        best_epoch: the epoch (counted from 0) whose parameters were kept, if early stopping was on.
+        stopped_early: whether training ended before its last epoch.
+        monitors: what else the step watches (its attribute ``monitors``, a number a name), after each epoch.
+        compiled: whether the steps ran compiled code.
+        skipped: how many batches were skipped since their loss or gradient was not finite.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped_early: bool = False
+    monitors: dict[str, list[float]] = field(default_factory=dict)
+    compiled: bool = False
+    skipped: int = 0
+
+
+@dataclass
+class Place:
+    """How far a run has come."""
+
+    history: History = field(default_factory=History)
+    epoch: int = 0
+    batch: int = 0  # how many of this epoch are done
+    steps: int = 0
+    seconds: float = 0.0  # that this epoch has taken
+    losses: list[tuple[Any, int]] = field(default_factory=list)  # of this epoch
+    order: Any = None  # the state that the order of this epoch's batches comes from
+    best: float = math.inf
+    best_state: list[dict[str, Tensor]] | None = None  # of the pair, where the validation loss was best
+    waited: int = 0
+    ended: bool = False
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.losses, self.seconds = self.epoch + 1, 0, [], 0.0
+
+    def state(self) -> dict[str, Any]:
+        """As a checkpoint holds it."""
+        losses = [(float(loss), rows) for loss, rows in self.losses]
+        return {**vars(self), "history": asdict(self.history), "losses": losses}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Place:
+        """What :meth:`state` says."""
+        return cls(**{**state, "history": History(**state["history"])})
+
+
+@contextmanager
+def located(place: Place, num_batches: int, skip: bool) -> Iterator[None]:
+    """Says where a loss was not finite; or counts it, if that is to be skipped."""
+    try:
+        yield
+    except FloatingPointError as error:
+        batch = min(place.batch + 1, num_batches)
+        where = f"Epoch {place.epoch + 1}, batch {batch} of {num_batches} (step {place.steps + 1:,})"
+        if not skip or (place.batch + 1 >= num_batches and not place.losses):  # or no batch of an epoch was finite
+            raise FloatingPointError(f"{where}: {error}") from error
+        place.history.skipped += 1
+        log.warning("%s is skipped: %s", where, error)
+
+
+def losses(history: History) -> str:
+    """The last epoch's losses in words."""
+    return f"loss {history.loss[-1]:.2f}" + (f", validation {history.validation[-1]:.2f}" if history.validation else "")
+
+
+class bar:
+    """A progress line on a terminal; nothing elsewhere."""
+
+    def __init__(self, epochs: int, show: bool) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("epoch {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (show and console.is_terminal),
+        )
+        self.epochs = epochs
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task("train", total=self.epochs, losses="")
+
+        def report(history: History) -> None:
+            self.bar.update(task, completed=len(history.loss), losses=losses(history))
+
+        return report
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
