@@ -1,4 +1,4 @@
-"""Images in colour from the command line: trained, scored in bits per dimension, drawn; CIFAR-10 by the same commands."""
+"""Images in colour from the command line: trained, scored in bits per dimension, drawn; CIFAR-10 in the same way."""
 
 import dataclasses
 import json
