@@ -50,6 +50,7 @@ def test_a_run_holds_what_rebuilds_it_and_what_one_looks_at(run):
         "model.safetensors",
         "history.json",
         "metrics.json",
+        "log.txt",
         "losses.png",
         "samples.png",
         "reconstructions.png",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ import typer
 from ppgen import data as datasets
 from ppgen import plots
 from ppgen.catalogue import MODELS, Recipe, settings_of
+from ppgen.cli.log import LOG, logging_to
 from ppgen.cli.options import Allow, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import build, data_of, error_rate, load, num_classes, visible
 from ppgen.files import write_json
@@ -24,6 +27,8 @@ from ppgen.priors import VampPrior
 from ppgen.runs import begin_run, read_config, save_run
 
 CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
+
 Out = Annotated[Path, typer.Option(help="The run's folder; it must not hold a run yet.")]
 
 train_app = typer.Typer(help="Train a model on a data set, into a run's folder; or go on with a run that was stopped.")
@@ -83,7 +88,7 @@ def _command(name: str) -> Callable[..., None]:
     command.__annotations__ = {n: kind for n, (kind, _) in every.items()}
     command.__doc__ = (
         f"{model.line[0].upper()}{model.line[1:]} ({model.paper}).\n\n"
-        "Writes config.json, model.safetensors, history.json, metrics.json and pictures into the run's folder.\n\n"
+        "Writes config.json, model.safetensors, history.json, metrics.json, a log and pictures into the run's folder.\n\n"
         f"Example: ppgen train {name} --data mnist --epochs 10 --out runs/{name}"
     )
     return command
@@ -153,7 +158,9 @@ def _train(
     if leads:
         begin_run(out, recipe, data=source, training=training)
     try:
-        history = MODELS[name].train(pair, batch, validation, checkpoint=out / CHECKPOINTS, **training)
+        with logging_to(out) if leads else nullcontext():
+            log.info("%s of %s; %s", name, loaded, ", ".join(f"{n} {v}" for n, v in training.items()))
+            history = MODELS[name].train(pair, batch, validation, checkpoint=out / CHECKPOINTS, **training)
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: ppgen train --resume {out}", file=sys.stderr, flush=True)
         raise
@@ -190,7 +197,7 @@ def _train(
         print(f"Error rate on the validation data: {metrics['error_rate']:.2%}")
     write_json(out / "metrics.json", metrics)
     pictures = _draw(pair, recipe, loaded, history, out, seed)
-    print(f"Written to {out}: config.json, model.safetensors, history.json, metrics.json, {', '.join(pictures)}")
+    print(f"Written to {out}: config.json, model.safetensors, history.json, metrics.json, {LOG}, {', '.join(pictures)}")
 
 
 def _was_saved(out: Path) -> bool:
@@ -200,7 +207,8 @@ def _was_saved(out: Path) -> bool:
 def _remove_begun(out: Path) -> None:
     """Leaves no trace of a run that was refused before its first step."""
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    (out / "config.json").unlink(missing_ok=True)
+    for name in ("config.json", LOG):
+        (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
         out.rmdir()
 
