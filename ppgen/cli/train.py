@@ -88,7 +88,7 @@ def _command(name: str) -> Callable[..., None]:
     command.__annotations__ = {n: kind for n, (kind, _) in every.items()}
     command.__doc__ = (
         f"{model.line[0].upper()}{model.line[1:]} ({model.paper}).\n\n"
-        "Writes config.json, model.safetensors, history.json, metrics.json, a log and pictures into the run's folder.\n\n"
+        "Writes config.json, model.safetensors, history.json, metrics.json, a log and pictures into the folder.\n\n"
         f"Example: ppgen train {name} --data mnist --epochs 10 --out runs/{name}"
     )
     return command
