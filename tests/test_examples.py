@@ -31,7 +31,8 @@ def shape_of(text: str) -> str:
     return re.sub(r"-?\d+(\.\d+)?", "#", text.strip())
 
 
-def test_readme():
+def test_readme(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     printed = None
