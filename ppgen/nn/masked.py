@@ -242,7 +242,7 @@ class Cursor:
             if strict:
                 back, place = (1, column - 1) if column else (2, self.width - 1)
             if back <= conv.height:
-                held[:, :, -back].index_copy_(2, self.columns(before + place - column), x[:, :, 0])
+                held[:, :, -back].index_copy_(2, self.columns(before + place - column), x[:, :, 0].to(held.dtype))
         window = held.index_select(3, self.columns(0, conv.width))
         return functional.linear(window.flatten(1), kernel, conv.bias).unflatten(1, (-1, 1, 1))
 

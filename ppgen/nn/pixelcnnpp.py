@@ -106,7 +106,7 @@ class _Scale(nn.Module):
         coarse = cursor.coarser()
         row = coarse.rows((self, "enlarged"), h, self.channels)
         if cursor.row % 2 == 0 and cursor.column % 2 == 0:
-            row[:, :, 0].index_copy_(2, coarse.columns(), self.inner.along(h, above, coarse)[:, :, 0])
+            row[:, :, 0].index_copy_(2, coarse.columns(), self.inner.along(h, above, coarse)[:, :, 0].to(row.dtype))
         return row.index_select(3, coarse.columns())
 
 

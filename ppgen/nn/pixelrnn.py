@@ -73,7 +73,9 @@ class RowLSTM(nn.Module):
             assert above is not None and cursor.column is not None
             memory, carried = above.split((self.channels, 4 * self.channels), 1)
             state, memory = cell(gates + carried, memory)
-            self._rows(cursor)[:, :, 1].index_copy_(2, cursor.columns(), torch.cat([state, memory], 1)[:, :, 0])
+            held = self._rows(cursor)
+            new = torch.cat([state, memory], 1)[:, :, 0].to(held.dtype)
+            held[:, :, 1].index_copy_(2, cursor.columns(), new)
             return state
         state = memory = gates.new_zeros(len(x), self.channels, 1, x.shape[-1])
         states = []
@@ -182,13 +184,14 @@ class DiagonalBiLSTM(nn.Module):
             return self.rightwards(x) + functional.pad(from_right, (0, 0, 1, -1))
         assert above is not None and cursor.column is not None
         inputs = cursor.rows((self, "inputs"), x, self.in_channels, height=2)
-        inputs[:, :, 1].index_copy_(2, cursor.columns(), x[:, :, 0])
+        inputs[:, :, 1].index_copy_(2, cursor.columns(), x[:, :, 0].to(inputs.dtype))
         last = cursor.rows((self, "last"), x, 2 * self.channels)[:, :, :, :1]  # the pixel to the left
         state, memory = (torch.zeros_like(last) if cursor.column == 0 else last).chunk(2, 1)
         from_right, carried = above.split((self.channels, 4 * self.channels), 1)
         gates = self.rightwards.input_to_state(x) + self.rightwards.from_left(state) + carried
         state, memory = cell(gates, memory)
-        self._rows(cursor)[:, :, 1].index_copy_(2, cursor.columns(), state[:, :, 0])
+        held = self._rows(cursor)
+        held[:, :, 1].index_copy_(2, cursor.columns(), state[:, :, 0].to(held.dtype))
         last.copy_(torch.cat([state, memory], 1))
         return state + from_right
 
