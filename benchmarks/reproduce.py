@@ -183,7 +183,7 @@ def run_so_far(row: Row, place: Place, settings: Settings, quick: bool) -> dict[
             f"{place.folder} holds no checkpoint of {place.name}: train it first, without --evaluate."
         )
     x, pair = built(row, place.seed, settings, quick)
-    pair.load_state_dict((state["best"] or state["pair"])[0])
+    pair.load_state_dict((state["place"]["best_state"] or state["pair"])[0])
     return evaluate(row, place, settings, x, pair, state["place"]["history"])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
+from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.modes import seeded
@@ -45,6 +46,7 @@ def variational(
     epochs: int = 100,
     batch_size: int = 100,
     lr: float = 1e-3,
+    normalize_gradients: bool = False,
     warmup: float = 0.0,
     particles: int = 1,
     patience: int = 0,
@@ -71,7 +73,7 @@ def variational(
         batch_size=batch_size,
         validation=validation,
         patience=patience or None,
-        optimizer=partial(torch.optim.Adam, lr=lr, fused=True),
+        optimizer=partial(_normalized_adam if normalize_gradients else torch.optim.Adam, lr=lr, fused=True),
         seed=seed,
         device=device,
         compile=None if compile else False,
@@ -79,6 +81,10 @@ def variational(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _normalized_adam(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    return normalized(torch.optim.Adam(parameters, **options))
 
 
 def _beta(epochs: float) -> Any:

@@ -35,6 +35,7 @@ HELP: dict[str, str] = {
     "epochs": "Passes over the training data, at most.",
     "batch_size": "Data in a batch.",
     "lr": "Adam's learning rate.",
+    "normalize_gradients": "Divide each parameter's gradient by its norm, as the VampPrior paper does.",
     "warmup": "Epochs of KL warm-up; 0 for none.",
     "particles": "k of the importance-weighted bound; 1 trains on the ELBO.",
     "patience": "Epochs without a better validation loss before stopping; 0 for none.",
