@@ -5,10 +5,11 @@
     python benchmarks/reproduce.py --rows vae-vamp --evaluate       a row as it is now, trained to its end or not
     python benchmarks/reproduce.py --table                          rebuilds the table from the files, and nothing else
 
-Training goes on where it stopped: checkpoints lie in OUT/ROW-SEED, so that a long run can be cut and started again by
-the same command. Each evaluated run is a file RESULTS/ROW-SEED.json, and the table is made of these: a row without one
-says "not run", one that was cut before its early stopping "not converged". The log-likelihood of each test image stays
-in OUT, where runs on the same images find each other for paired differences.
+Training goes on where it stopped: checkpoints lie in OUT/ROW-SEED, so that a long run can be cut (Ctrl-C, or timeout 2h
+in front of the command) and started again by the same command. Each evaluated run is a file RESULTS/ROW-SEED.json, and
+the table is made of these: a row without one says "not run", one that was cut before its early stopping "not
+converged". The log-likelihood of each test image stays in OUT, where runs on the same images find each other for paired
+differences.
 """
 
 from __future__ import annotations
@@ -213,6 +214,7 @@ def evaluate(row: Row, place: Place, settings: Settings, x: Any, pair: Any, hist
         "num_parameters": sum(p.numel() for p in pair.parameters()),
         "settings": settings._asdict(),
         "test": estimate.data,
+        "device": _device(pair),
         "machine": machine(),
         "versions": versions(),
     }
@@ -223,6 +225,11 @@ def evaluate(row: Row, place: Place, settings: Settings, x: Any, pair: Any, hist
     np.save(place.values, estimate.values.float().numpy())
     write(place.result, result)
     return result
+
+
+def _device(pair: Any) -> str:
+    device = next(pair.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

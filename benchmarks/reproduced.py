@@ -103,8 +103,11 @@ def _beaten(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterable[str]:
 
 def _footnotes(runs: list[Any]) -> Iterable[str]:
     """Where the runs were made, and how long they took."""
-    for machine in sorted({run["machine"] for run in runs}):
-        hours = [f"`{r['row']}-{r['seed']}` {r['seconds'] / 3600:.1f} h" for r in runs if r["machine"] == machine]
-        yield f"- {machine}: {', '.join(hours)}."
+    places: dict[str, list[str]] = {}
+    for run in runs:
+        place = run["machine"] if run.get("device", "cpu") == "cpu" else f"{run['device']} beside {run['machine']}"
+        places.setdefault(place, []).append(f"`{run['row']}-{run['seed']}` {run['seconds'] / 3600:.1f} h")
+    for place, hours in places.items():
+        yield f"- {place}: {', '.join(hours)}."
     for data in sorted({run["data"] for run in runs}):
         yield f"- Data: {data}."
