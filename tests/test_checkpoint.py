@@ -90,19 +90,21 @@ def gan():
 
 
 class Stateful:
-    """A loader that can say where it is, as torchdata's can."""
+    """A loader that can say where it is, as torchdata's can: iterating begins anew, but after ``load_state_dict``."""
 
     def __init__(self, x):
-        self.dataset, self.generator, self.at, self.begun = x, torch.Generator().manual_seed(3), 0, None
+        self.dataset, self.generator = x, torch.Generator().manual_seed(3)
+        self.at, self.begun, self.loaded = 0, None, False
 
     def __len__(self):
         return -(-len(self.dataset) // 8)
 
     def __iter__(self):
-        if self.at == 0:
-            self.begun = self.generator.get_state()
-        else:
+        if self.loaded and self.at:
             self.generator.set_state(self.begun)
+        else:
+            self.at, self.begun = 0, self.generator.get_state()
+        self.loaded = False
         order = torch.randperm(len(self.dataset), generator=self.generator).split(8)
         while self.at < len(order):
             self.at += 1
@@ -110,10 +112,10 @@ class Stateful:
         self.at = 0
 
     def state_dict(self):
-        return {"at": self.at % len(self), "begun": self.begun}
+        return {"at": self.at, "begun": self.begun}
 
     def load_state_dict(self, state):
-        self.at, self.begun = state["at"], state["begun"]
+        self.at, self.begun, self.loaded = state["at"], state["begun"], True
 
 
 def svi(pair, compile=False, precision="float32", **settings):
