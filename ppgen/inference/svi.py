@@ -209,8 +209,7 @@ class SVI:
                 for buffer, value in before:
                     buffer.copy_(value)
                 raise error
-            if self._moving is None:
-                self._moving = [buffer for buffer, value in before if not torch.equal(buffer, value)]
+            self._note_moving(before)
             self._apply(averaged(found, self.parameters, num_rows(batch), self.pair))
         for schedule in self.schedules:
             schedule.advance()
@@ -242,10 +241,16 @@ class SVI:
             return [(buffer, buffer.clone()) for buffer in self._moving]
         return [(b, b.clone()) for module in modules_of(self.pair) for b in module.buffers()]
 
+    def _note_moving(self, before: list[tuple[Tensor, Tensor]]) -> None:
+        """Learns from the first step, which no graph replays, which buffers have to be watched."""
+        if self._moving is None:
+            self._moving = [buffer for buffer, value in before if not torch.equal(buffer, value)]
+
     def _update(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """An update that skips itself, on the device, if anything in it is not finite."""
         before = self._buffers()
         loss, whole, found = self._gradients(batch)
+        self._note_moving(before)
         for buffer, value in before:
             buffer.copy_(torch.where(whole.isfinite(), buffer, value))
         self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[union-attr]  # which fused ones read
