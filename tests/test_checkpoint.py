@@ -180,9 +180,12 @@ def outcome(step, history):
     return [t.detach().cpu().reshape(-1).double().nan_to_num(1e300).tolist() for t in tensors], repr(said)
 
 
+OFTEN = ("SVI, early stopping", "EM", "GAN", "VQ-VAE")  # stopped at 20 steps, the others at 5
+
+
 def steps_to_stop_at(name):
     fast = 0 if name == "SVI, compiled" else 2
-    drawn = random.Random(name).sample(range(1, EPOCHS * BATCHES), 20)
+    drawn = random.Random(name).sample(range(1, EPOCHS * BATCHES), 20 if name in OFTEN else 5)
     return [pytest.param(name, at, marks=() if i < fast else pytest.mark.slow) for i, at in enumerate(drawn)]
 
 
