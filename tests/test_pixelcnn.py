@@ -149,6 +149,15 @@ def test_what_is_replayed_draws_the_same_on_images_of_many_rows(network, kind):
     assert torch.equal(by_columns, d.sample(incremental=False))
 
 
+@EVERY
+def test_columns_are_drawn_under_autocast(network):
+    """Where products are in bfloat16, what is remembered stays in the weights' own type."""
+    output = densities(network, (2, 11, 6))["logistics"][1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = decoders.Autoregressive(output)().sample((3,))
+    assert x.dtype == torch.float32 and torch.equal(x, x.round()) and x.unique().numel() > 1
+
+
 def test_a_network_without_a_period_is_never_replayed():
     net = nn.PixelCNN((1, 2, 9), (1, 2, 9), channels=4, num_layers=2, first_kernel_size=3)
     del net.period
