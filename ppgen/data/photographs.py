@@ -8,7 +8,7 @@ from ppgen.data.source import SPLIT_SEED, Source, permutation
 
 SIDE = 32
 # Columns of the photographs, 320 at half their size, that patches are cut from: no pixel is in two parts.
-PARTS = {"train": [(0, 120), (200, 320)], "validation": [(120, 160)], "test": [(160, 200)]}
+PARTS = {"train": [(0, 80), (120, 200), (240, 320)], "validation": [(80, 120)], "test": [(200, 240)]}
 STEP = 2  # pixels between a patch and the next, in rows and columns
 
 

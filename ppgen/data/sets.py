@@ -229,7 +229,7 @@ KNOWN_SETS = {
     ),
     "cifar10": KnownSet("objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"),
     "patches": KnownSet(
-        "patches of two photographs, 18,200 color images of 32 × 32 in 256 levels, embedded in scikit-learn",
+        "patches of two photographs, 15,470 color images of 32 × 32 in 256 levels, embedded in scikit-learn",
         lambda obtain: patches(),
         "none",
     ),
