@@ -125,6 +125,8 @@ def sample(name: str, distribution: Any, obs: Tensor | None = None, **options: A
         obs: the observed value, if the site is observed.
         options: passed on to :func:`pyro.sample`, for example ``infer={"enumerate": "parallel"}``.
     """
+    if isinstance(obs, Tensor) and obs.dtype == torch.bool:
+        obs = obs.to(torch.get_default_dtype())  # no density has arithmetic for it
     return pyro.sample(name, adapt(distribution), obs=obs, **options)
 
 

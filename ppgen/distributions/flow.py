@@ -124,8 +124,21 @@ class AffineFlow(NormalizingFlow):
 
 
 def compose(*transforms: Transform) -> Transform:
-    """Several transforms, the first one first, as one (zuko's, which computes each log-determinant on the way)."""
+    """Several transforms, the first one first, as one (zuko's, which computes each log-determinant on the way).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not transforms:
+        raise ValueError("compose needs at least one transform, but none was given.")
     return zuko.transforms.ComposedTransform(*transforms)
+
+
+def _check_sizes(context_dim: int, hidden: Sequence[int]) -> None:
+    if context_dim:
+        positive_integer("context_dim", context_dim)
+    for size in hidden:
+        positive_integer("hidden", size)
 
 
 def autoregressive(features: int, context_dim: int, num_transforms: int, hidden: Sequence[int]) -> nn.Module:
@@ -136,6 +149,7 @@ def autoregressive(features: int, context_dim: int, num_transforms: int, hidden:
     (inverse autoregressive flow), a prior scores forwards (masked autoregressive flow).
     """
     order = torch.arange(positive_integer("features", features))
+    _check_sizes(context_dim, hidden)
     return zuko.lazy.LazyComposedTransform(
         *(
             zuko.flows.MaskedAutoregressiveTransform(
@@ -155,6 +169,7 @@ def spline(
     transform for couplings looks up indices at every call, which a GPU waits for.
     """
     bins = positive_integer("bins", bins)
+    _check_sizes(context_dim, hidden)
     index = torch.arange(positive_integer("features", features))
     return zuko.lazy.LazyComposedTransform(
         *(

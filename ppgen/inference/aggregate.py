@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import PARTICLES, device_batch, log_prob, measure, sites
+from ppgen.inference.programs import PARTICLES, check_pair, device_batch, log_prob, measure, sites
 from ppgen.inference.weights import per_datum
 from ppgen.pair import Pair
 
@@ -105,6 +105,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
     Raises:
         ValueError: fewer than two data, or plates inside the data plate.
     """
+    check_pair(pair)
     rows = checked_rows(batch)
     if (n := len(rows)) < 2:
         raise ValueError(f"A distance between distributions needs at least two data, got {n}.")
@@ -143,6 +144,7 @@ def _check_nesting(pair: Pair, given: Any) -> None:
 
 def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, dict[str, Tensor], tuple[Any, ...]]:
     """I(x; z); log q(z_n) of one draw a datum, averaged over all data's posteriors; the draws; the data."""
+    check_pair(pair)
     rows = checked_rows(batch)
     n, block = len(rows), 100
     with evaluating(pair, seed):

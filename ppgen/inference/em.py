@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.inference.batches import mean_loss
+from ppgen.inference.modes import device_of
 from ppgen.inference.programs import device_batch
 from ppgen.inference.turns import in_turn
 from ppgen.nn.shapes import positive_integer
@@ -113,11 +114,16 @@ class EM:
                 statistics = {name: old[name].lerp(value, share) for name, value in statistics.items()}
             if self.rate.warm:
                 self._maximization(statistics)
-        except FloatingPointError:
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
             for value, was in before:
                 value.copy_(was)
             self._started = started
             vars(self.rate).update(rate)
+            if isinstance(error, torch.linalg.LinAlgError):
+                raise FloatingPointError(
+                    f"The step has no finite end ({error}), so nothing was updated. Likely causes: data of a range "
+                    "that single precision cannot hold, or features that are the same."
+                ) from error
             raise
         self._statistics = statistics
         self._watch(-log_likelihood.item(), len(batch[0]))
@@ -139,8 +145,11 @@ class EM:
         """Takes up what :meth:`state_dict` gave."""
         rate = _Rate(self.rate.num_parameters)
         vars(rate).update({name: int(state["rate"][name]) for name in vars(rate)})
-        self._started, self._statistics, self._epoch = state["started"], state["statistics"], state["epoch"]
-        self._last_loss, self.converged = state["last_loss"], state["converged"]
+        device = device_of(self.pair)
+        self._statistics = {name: value.to(device) for name, value in state["statistics"].items()}
+        self._epoch = [(float(loss), int(rows)) for loss, rows in state["epoch"]]
+        self._started, self.converged = bool(state["started"]), bool(state["converged"])
+        self._last_loss = float(state["last_loss"])
         vars(self.rate).update(vars(rate))
 
     def _expectation(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:

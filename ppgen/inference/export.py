@@ -18,7 +18,17 @@ from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import PARTICLES, Structure, device_batch, frame_of_data, measure, run, run_guide, sites
+from ppgen.inference.programs import (
+    PARTICLES,
+    Structure,
+    check_pair,
+    device_batch,
+    frame_of_data,
+    measure,
+    run,
+    run_guide,
+    sites,
+)
 from ppgen.inference.psis import k_hat_limit
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
@@ -138,6 +148,7 @@ def to_arviz(pair: Pair, *batch: Any, num_samples: int = 100, seed: int = 0) -> 
     """
     az = _arviz()
     positive_integer("num_samples", num_samples)
+    check_pair(pair)
     rows = checked_rows(batch)
     with evaluating(pair, seed):
         given = device_batch(pair, rows(slice(None)))

@@ -13,7 +13,7 @@ from torch.distributions import Independent
 from ppgen.inference.aggregate import energy_distance, mutual_information_and_kl
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import device_batch, log_prob, measure, programs, run, sites
+from ppgen.inference.programs import check_pair, device_batch, log_prob, measure, programs, run, sites
 from ppgen.inference.weights import per_datum
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
@@ -93,6 +93,7 @@ def latent_report(
         raise ValueError("num_aggregate must be 0, or at least 2: one datum's posterior is no aggregate; got 1.")
     if positive_integer("num_samples", num_samples) < 2:
         raise ValueError(f"num_samples must be at least 2, to tell noise from signal, got {num_samples}.")
+    check_pair(pair)
     rows = checked_rows(batch)
     divergence: dict[str, Tensor] = {}
     dimensions: dict[str, Tensor | None] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.inference.modes import modules_of
+from ppgen.inference.programs import check_pair
 from ppgen.pair import Pair
 
 __all__ = ["Masked", "masked"]
@@ -50,9 +51,12 @@ def masked(pair: Pair, batch: Any, mask: Any) -> tuple[Pair, tuple[Any, ...]]:
         TypeError: a mask that is not a boolean tensor or array, or a pair that takes none.
         ValueError: a mask of another shape than x.
     """
+    check_pair(pair)
     batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     if mask is None:
         return pair, batch
+    if not batch:
+        raise ValueError("A mask was given without data: the first member of the batch is what it is of.")
     for name in ("model", "guide"):
         if not _takes_mask(getattr(pair, name)):
             raise TypeError(

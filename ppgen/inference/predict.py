@@ -14,7 +14,7 @@ from torch import Tensor
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import device_batch, sites
+from ppgen.inference.programs import check_axes, device_batch, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -76,8 +76,16 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = Tr
         ValueError: a latent that the model does not have, or one tensor for a model of several latents.
     """
     latents = z if isinstance(z, dict) else {"": z}
-    n = len(next(iter(latents.values())))
-    return _observe(pair, latents, n, y, mean=mean, seed=seed)
+    if not latents or any(not isinstance(value, Tensor) or value.dim() == 0 for value in latents.values()):
+        raise ValueError("z must be a tensor (N, ...), or a dictionary of such by the names of the latents.")
+    try:
+        return _observe(pair, latents, len(next(iter(latents.values()))), y, mean=mean, seed=seed)
+    except (RuntimeError, IndexError) as error:
+        given = {name or "z": (tuple(value.shape), value.dtype) for name, value in latents.items()}
+        raise ValueError(
+            f"The model cannot be run at latents of shapes and types {given}: {str(error).splitlines()[0]}. Give what "
+            "encode gives for such a pair."
+        ) from error
 
 
 def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: int | None = None) -> Any:
@@ -102,6 +110,7 @@ def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: i
         given = device_batch(pair, rows(slice(None)))
         guide = _Mean()(pair.guide) if mean else pair.guide
         found = sites(poutine.trace(guide).get_trace(*given))
+    check_axes(found, "guide")
     drawn = {name: site for name, site in found.items() if not site["is_observed"]}
     own = {name: site for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}  # of the model, too
     latents = {name: site["value"].cpu() for name, site in (own or drawn).items()}
@@ -148,6 +157,8 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
         found = _run_unnamed(pair, context, given[""]) if "" in given else _run(pair, context, given)
         if unknown := [name for name in given if name and name not in found]:
             raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
+        if not found:
+            raise ValueError("The model draws nothing: it has no sample sites.")
         site = found.get("x") or list(found.values())[-1]
         if mean:
             try:

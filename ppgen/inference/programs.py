@@ -53,7 +53,16 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
     """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
     if "scored" in site:  # beforehand, under other circumstances
         return site["scored"]
-    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    try:
+        value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except RuntimeError as error:
+        event, shape = tuple(site["fn"].event_shape), tuple(site["value"].shape)
+        if shape[len(shape) - len(event) :] == event:
+            raise
+        raise ValueError(
+            f"The site {site['name']!r} has events of shape {event}, and its value the shape {shape}: model, guide and "
+            "data do not fit each other."
+        ) from error
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
 
 
@@ -101,11 +110,45 @@ def frame_of_data(site: Any) -> Any | None:
     return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
 
 
+def check_axes(found: dict[str, Any], where: str) -> None:
+    """Makes sure that a site in a plate has no axes beside its plates': each datum would meet every other one.
+
+    Raises:
+        ValueError: it has.
+    """
+    for name, site in found.items():
+        own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+        shape = site["fn"].batch_shape
+        if own and (axes := [d for d in range(-len(shape), 0) if d not in own and shape[d] != 1]):
+            raise ValueError(
+                f"The {where}'s site {name!r} has the batch shape {tuple(shape)}, of which axis {axes[-1]} belongs to "
+                "no plate: every datum would be combined with every other. Data have one axis of rows, (N, *event): "
+                "leave out axes of length 1 between them (x.squeeze(1), x.flatten(1)), or declare the rest an event "
+                "(.to_event)."
+            )
+
+
+def check_pair(pair: Any) -> None:
+    """Makes sure that there is a model and a guide.
+
+    Raises:
+        TypeError: one is missing, as the guide of a GAN.
+    """
+    for name in ("model", "guide"):
+        if not callable(getattr(pair, name, None)):
+            raise TypeError(
+                f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}: what has no guide (a "
+                "GAN) can only be sampled."
+            )
+
+
 def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     """A first run of a pair, with the generators and buffers given back."""
     owner = getattr(model, "__self__", model)
     with torch.no_grad(), seeded(None, _device(batch)), unmoved(owner):
         model_trace, guide_trace = run(model, guide, batch)
+    check_axes(sites(guide_trace), "guide")
+    check_axes(sites(model_trace), "model")
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     frames = [f for site in found if (f := frame_of_data(site)) is not None]

@@ -64,6 +64,11 @@ class SemiSupervised(nn.Module):
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, whose last member holds the labels, a scalar in nats per datum."""
+        if len(batch) < 2:
+            raise ValueError(
+                f"semi_supervised needs data with labels, batches (x, y), and was given {len(batch)} members: give y "
+                "as the last one, −1 where a label is missing."
+            )
         y = batch[-1]
         log_q = _class_logits(guide, batch).log_softmax(-1)
         of_label = log_q.gather(-1, y.long().clamp(0, log_q.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)

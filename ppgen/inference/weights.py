@@ -18,7 +18,7 @@ from pyro.ops.rings import LogRing
 from torch import Tensor
 
 from ppgen.inference.hygiene import warn_of_train_mode
-from ppgen.inference.programs import Program, Structure, check, log_prob, measure, programs, run, sites
+from ppgen.inference.programs import Program, Structure, check, check_pair, log_prob, measure, programs, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -170,6 +170,7 @@ def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[
         >>> log_weights(vae, torch.zeros(5, 64), num_samples=7).shape
         torch.Size([7, 5])
     """
+    check_pair(pair)
     positive_integer("num_samples", num_samples)
     if not torch.is_grad_enabled():
         warn_of_train_mode(pair)

@@ -172,7 +172,13 @@ def class_shares(classifier: nn.Module, generated: Tensor) -> ClassShares:
         >>> class_shares(torch.nn.Identity(), torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 9.0], [0.0, 9.0]]))
         ClassShares(confident=0.75, shares=tensor([0.5000, 0.5000]), num_samples=4)
     """
-    probs = in_parts(classifier, generated).softmax(-1)
+    logits = in_parts(classifier, generated)
+    if logits.dim() != 2 or not logits.numel():
+        raise ValueError(
+            f"classifier must give logits (N, K) of samples (N, ...), at least one; it gave {tuple(logits.shape)} of "
+            f"samples {tuple(generated.shape)}."
+        )
+    probs = logits.softmax(-1)
     confidence, chosen = probs.max(-1)
     shares = torch.bincount(chosen, minlength=probs.shape[1]) / len(generated)
     return ClassShares(float((confidence > CONFIDENT).double().mean()), shares, len(generated))

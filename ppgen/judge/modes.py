@@ -120,7 +120,10 @@ def stacked_coverage(classifier: nn.Module, generated: Tensor, *, at_least: int 
     if generated.dim() != 4 or not len(generated):
         raise ValueError(f"samples must be images (N, C, H, W), a digit a channel, got {tuple(generated.shape)}.")
     num, channels = generated.shape[:2]
-    probs = in_parts(classifier, generated.reshape(num * channels, 1, *generated.shape[2:])).softmax(-1)
+    logits = in_parts(classifier, generated.reshape(num * channels, 1, *generated.shape[2:]))
+    if logits.dim() != 2 or len(logits) != num * channels:
+        raise ValueError(f"classifier must give logits (N, K) of single digits, it gave {tuple(logits.shape)}.")
+    probs = logits.softmax(-1)
     confidence, digits = (each.reshape(num, channels) for each in probs.max(-1))
     num_classes = probs.shape[1]
     places = num_classes ** torch.arange(channels - 1, -1, -1)

@@ -157,6 +157,8 @@ def flatten_event(x: Tensor, context: Sequence[Tensor], in_shape: tuple[int, ...
 
 def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     """Data as a network likes them: integer levels 0, ..., levels - 1 mapped to [-1, 1], integers made floating."""
+    if levels is not None and positive_integer("levels", levels) < 2:
+        raise ValueError(f"levels must be at least 2, 0 and 1, got {levels}.")
     if not x.is_floating_point():
         x = x.to(dtype)
     return x if levels is None else x * (2 / (levels - 1)) - 1

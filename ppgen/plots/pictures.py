@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppgen.inference import History, decode
+from ppgen.nn.shapes import positive_integer
 
 __all__ = ["comparison", "draw_pictures", "images", "is_picture", "losses", "manifold", "sheet"]
 
@@ -104,6 +105,7 @@ def manifold(pair: Any, path: Path, *, side: int = 20, top: float = 1.0) -> None
         side: pictures in a row, and rows.
         top: the value of the data that is shown as white.
     """
+    positive_integer("side", side)
     quantiles = torch.special.ndtri(torch.linspace(0.02, 0.98, side))
     z = torch.stack(torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij"), -1).reshape(-1, 2).flip(-1)
     images(decode(pair, z) / top, path, columns=side, title="p(x | z) over the latent plane")

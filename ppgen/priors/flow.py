@@ -12,7 +12,7 @@ from ppgen.distributions import NormalizingFlow, diagonal_normal
 from ppgen.distributions._zuko import zuko
 from ppgen.distributions.flow import autoregressive
 from ppgen.nn import concat
-from ppgen.nn.shapes import positive_integer
+from ppgen.nn.shapes import check_event, positive_integer
 
 
 class Flow(nn.Module):
@@ -152,5 +152,6 @@ class Autoregressive(nn.Module):
         noise, c = diagonal_normal(self.zeros, self.zeros), None
         if self.context_dim:
             c = concat(*context)
+            check_event(c, (self.context_dim,), "the context of priors.Autoregressive")
             noise = noise.expand(c.shape[:-1])
         return NormalizingFlow(noise, self.transform(c).inv)
