@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -118,6 +119,12 @@ class Stateful:
         self.at, self.begun, self.loaded = state["at"], state["begun"], True
 
 
+def shuffled_in(sampler):
+    """A loader whose order comes from a generator that only its sampler of batches knows."""
+    order = sampler(X[:20], generator=torch.Generator().manual_seed(4))
+    return DataLoader(TensorDataset(X[:20]), batch_sampler=torch.utils.data.BatchSampler(order, 8, False))
+
+
 def svi(pair, compile=False, precision="float32", **settings):
     return SVI(pair, elbo(beta=warmup(3)), compile=compile, precision=precision)
 
@@ -132,6 +139,16 @@ RUNS = {
         lambda: SVI(vae(), optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9)),
         lambda: X,
         {},
+    ),
+    "SVI, a loss of Pyro's": (  # that guesses the nesting of plates in its first call
+        lambda: SVI(vae(), pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True)),
+        lambda: X,
+        {},
+    ),
+    "SVI, a validation loader": (
+        lambda: svi(vae()),
+        lambda: X,
+        {"validation": lambda: shuffled_in(torch.utils.data.RandomSampler)},
     ),
     "SVI, a loader with a state": (lambda: svi(vae()), lambda: Stateful(X), {}),
     "EM": (lambda: EM(models.GaussianMixture(2, 3), num_restarts=3, tolerance=1e-9), lambda: REAL, {}),
@@ -157,7 +174,8 @@ def stopping(step, at, number=signal.SIGINT):
 
 
 def settings(name, folder=None, epochs=EPOCHS):
-    return {"epochs": epochs, "batch_size": 8, "seed": 5, "progress": False, "checkpoint": folder, **RUNS[name][2]}
+    own = {key: value() if callable(value) else value for key, value in RUNS[name][2].items()}
+    return {"epochs": epochs, "batch_size": 8, "seed": 5, "progress": False, "checkpoint": folder, **own}
 
 
 def run(name, folder=None, stop=None, **changed):
@@ -229,6 +247,86 @@ def test_a_run_that_has_ended_goes_on_to_more_epochs(whole, tmp_path):
         run(name, tmp_path, epochs=4)
 
 
+@pytest.mark.parametrize("first", ["as many epochs as it took", "more"])
+def test_whether_a_run_stopped_early_is_told_for_the_epochs_that_were_asked_for(first, tmp_path):
+    def go(epochs, folder=None):
+        torch.manual_seed(1)
+        step = SVI(vae(), optimizer=lambda p: torch.optim.Adam(p, lr=0.3))
+        return train(step, X, epochs=epochs, validation=X[:20], patience=1, seed=5, progress=False, checkpoint=folder)
+
+    least = len(go(50).loss)
+    asked = [least, 50] if first != "more" else [50, least]
+    assert [go(epochs, tmp_path).stopped_early for epochs in asked] == [epochs > least for epochs in asked]
+
+
+class InPyrosStore:
+    """A pair whose parameters are in Pyro's own store."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(())), 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.1)) * x.mean(-1), scale))
+
+
+@pytest.fixture
+def _store():
+    with pyro.get_param_store().scope():
+        yield
+
+
+@pytest.mark.usefixtures("_store")
+def test_the_best_parameters_are_given_back_from_pyros_store_too(tmp_path):
+    def go(folder=None, stop=None):
+        pyro.get_param_store().clear()
+        step = SVI(InPyrosStore(), optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+        given = {"batch_size": 50, "validation": REAL[:20], "patience": 3, "seed": 1, "progress": False}
+        history = train(step if stop is None else stopping(step, stop), REAL + 3, epochs=30, checkpoint=folder, **given)
+        return step.evaluate(REAL[:20]).item(), history
+
+    found, history = go()
+    assert history.stopped_early and found == history.validation[history.best_epoch] < history.validation[-1]
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, stop=3)
+    again, resumed = go(tmp_path)
+    assert again == found and resumed.validation == history.validation
+
+
+def test_numbers_of_numpy_and_a_home_are_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for epochs in (1, 2):
+        counts = {"epochs": epochs, "batch_size": 25, "patience": 3, "seed": 5}
+        whole_numbers = {name: np.int64(value) for name, value in counts.items()}
+        train(
+            SVI(vae()),
+            X,
+            validation=X,
+            progress=False,
+            checkpoint="~/runs",
+            checkpoint_every=np.int64(60),
+            **whole_numbers,
+        )
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["000000000002", "000000000004"]
+
+
+@pytest.mark.parametrize("given", ["", 3, True])
+def test_a_checkpoint_that_is_no_path_is_refused(given):
+    with pytest.raises(TypeError, match=r"checkpoint must be the path of a folder"):
+        train(SVI(vae()), X, epochs=1, checkpoint=given)
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path):
+    (tmp_path / ".3rdparty").mkdir()
+    (tmp_path / ".2fa").write_text("secret")
+    (tmp_path / ".000000000001.77").mkdir()  # by a process that was killed while it wrote
+    small(checkpoint=tmp_path)[1]()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".2fa", ".3rdparty", "000000000010"]
+
+
 def test_a_loader_without_a_state_goes_on_at_the_beginning_of_its_epoch(tmp_path, caplog):
     def loader():
         return DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(2))
@@ -244,6 +342,26 @@ def test_a_loader_without_a_state_goes_on_at_the_beginning_of_its_epoch(tmp_path
     torch.manual_seed(1)
     step = svi(vae())
     assert outcome(step, train(step, loader(), epochs=5, seed=5, progress=False, checkpoint=tmp_path)) == wanted
+
+
+def test_a_signal_before_anything_was_saved_says_so(tmp_path, caplog):
+    loader = DataLoader(TensorDataset(X), batch_size=8)
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
+        train(stopping(svi(vae()), 2), loader, epochs=5, seed=5, progress=False, checkpoint=tmp_path)
+    assert "nothing was saved yet" in caplog.text and "no state_dict" in caplog.text
+
+
+def test_a_signal_in_a_step_that_then_fails_is_not_lost(tmp_path):
+    """A Ctrl-C reaches the workers of a loader, too, which then fail the step."""
+    step = svi(vae())
+
+    def fails(*batch):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("worker exited")
+
+    step.step = fails
+    with pytest.raises(KeyboardInterrupt):
+        train(step, X, epochs=1, seed=5, progress=False, checkpoint=tmp_path)
 
 
 def test_sigterm_is_saved_for_too(tmp_path):
@@ -298,6 +416,10 @@ def small(**changed):
         ({"precision": "bf16"}, "precision was 'float32'"),
         ({"pair": models.VAE(priors.StandardNormal(3), decoders.Bernoulli(nn.MLP(3, 8, 16)),
                              posteriors.DiagNormal(nn.MLP(16, 8, 6)))}, "in this model"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "momentum=None, and this SGD"),
+        ({"loss": elbo(free_bits=0.5)}, r"loss was ELBO\(.*free_bits=0\), and here it is ELBO\(.*free_bits=0.5\)"),
+        ({"pair": models.VAE(priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, 16)),
+                             posteriors.DiagNormal(nn.MLP(16, 8, 4))).double(), "data": X.double()}, "float32 .* there and torch.float64"),
         ({"optimizer": lambda p: torch.optim.Adam([{"params": list(p)[:1]}, {"params": list(p)[1:]}])}, "does not fit"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.modes import device_of
+from ppgen.inference.optimizers import load_optimizer
 from ppgen.inference.programs import device_batch
 from ppgen.inference.svi import OptimizerFactory
 from ppgen.inference.turns import in_turn
@@ -143,10 +144,10 @@ class Adversarial:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer(optimizer, state["optimizers"][name])
         device = device_of(self.pair)
         self.monitors = {name: value.to(device) for name, value in state["monitors"].items()}
-        self.num_steps, self._seen = state["num_steps"], state["seen"]
+        self.num_steps, self._seen = int(state["num_steps"]), {name: int(n) for name, n in state["seen"].items()}
 
     def _update(self, network: str, side: str, turn: Callable[..., Any], batch: Any) -> Tensor:
         buffers = [

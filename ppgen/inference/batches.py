@@ -180,19 +180,28 @@ class Loaded:
     def state(self) -> dict[str, Any]:
         """What the order of the batches to come depends on, beside torch's global generator."""
         own = self.loader.state_dict() if self.divisible else None  # type: ignore[attr-defined]
-        return {"passes": self.passes, "loader": own, "generators": [g.get_state() for g in self._generators()]}
+        return {"passes": self.passes, "loader": own, "generators": self.generators()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on where :meth:`state` was."""
         self.passes = state["passes"]
         if self.divisible:
             self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-        for generator, value in zip(self._generators(), state["generators"], strict=True):
-            generator.set_state(value)
+        self.load_generators(state["generators"])
+
+    def generators(self) -> list[Tensor]:
+        """The states of the loader's own generators."""
+        return [generator.get_state() for generator in self._generators()]
+
+    def load_generators(self, states: list[Tensor]) -> None:
+        """Sets them as they were."""
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)
 
     def _generators(self) -> list[torch.Generator]:
-        """The generators of a loader's own, each once."""
-        owners = (self.loader, getattr(self.loader, "sampler", None))
+        """The generators of a loader and of what orders its data, each once."""
+        batches = getattr(self.loader, "batch_sampler", None)
+        owners = (self.loader, getattr(self.loader, "sampler", None), batches, getattr(batches, "sampler", None))
         found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
         return list(found.values())
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,7 @@ SCHEMA = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 KEPT = 2  # the newest and the one before
 WHOLE = re.compile(r"\d{12}")
+LEFT = re.compile(r"\.\d{12}\.(\d+|old)")  # by a process that was killed while it wrote
 
 
 class Checkpoints:
@@ -45,14 +46,17 @@ class Checkpoints:
         every: seconds between two of them.
 
     Raises:
+        TypeError: the folder is no path.
         ValueError: a time that is negative or no number.
         OSError: the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, every: float = 60.0) -> None:
-        if isinstance(every, bool) or not isinstance(every, int | float) or not every >= 0:
+        if isinstance(every, bool) or not isinstance(every, SupportsFloat) or not float(every) >= 0:
             raise ValueError(f"checkpoint_every must be a number of seconds that is not negative, got {every!r}.")
-        self.folder, self.every = Path(folder), every
+        if not isinstance(folder, str | os.PathLike) or not str(folder):
+            raise TypeError(f"checkpoint must be the path of a folder, 'runs/first', say, got {folder!r}.")
+        self.folder, self.every = Path(folder).expanduser(), float(every)
         self._received: list[int] = []
         self._written = time.monotonic()
         try:
@@ -116,7 +120,7 @@ class Checkpoints:
         files = {STATE: packed, TENSORS: save({str(i): t for i, t in enumerate(tensors)})}
         temporary = self.folder / f".{final.name}.{os.getpid()}"
         try:
-            for left in self.folder.glob(".[0-9]*"):  # by a process that was killed while it wrote
+            for left in (p for p in self.folder.iterdir() if LEFT.fullmatch(p.name)):
                 shutil.rmtree(left)
             temporary.mkdir()
             for name, content in files.items():
@@ -150,7 +154,8 @@ class Checkpoints:
             return
         self._received.clear()
         now = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: handler for number, handler in now.items() if handler != signal.SIG_IGN}
+        # None is a handler that Python did not set, and could not set again.
+        before = {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
 
         def restore() -> None:
             for number, handler in before.items():
@@ -166,11 +171,18 @@ class Checkpoints:
             yield
         finally:
             restore()
+            self.obey()  # what came after the last save, or broke something (workers of a loader hear a Ctrl-C, too)
 
-    def obey(self, written: str) -> None:
-        """Hands a signal that was received to whoever would have had it: Ctrl-C raises KeyboardInterrupt."""
+    def obey(self, why: str = "") -> None:
+        """Hands a signal that was received to whoever would have had it: Ctrl-C raises KeyboardInterrupt.
+
+        Args:
+            why: what was saved is not the present state.
+        """
         if self._received:
-            log.warning("Stopped by %s; %s.", signal.Signals(self._received[0]).name, written)
+            newest = self.newest
+            saved = f"{newest} holds the run after {int(newest.name):,} steps" if newest else "nothing was saved yet"
+            log.warning("Stopped by %s; %s%s.", signal.Signals(self._received[0]).name, saved, why)
             signal.raise_signal(self._received.pop(0))
 
 

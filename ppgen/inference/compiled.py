@@ -120,8 +120,8 @@ class Compiled:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave; the graphs themselves are made again at their first batch."""
         self.reason = self.reason or state["reason"]
-        self._earlier = {key: (calls, graph) for key, (calls, graph) in state["calls"].items()}
-        self._calls, self._codes, self._retraced = {}, {}, state["retraced"]
+        self._earlier = {key: (int(calls), bool(graph)) for key, (calls, graph) in state["calls"].items()}
+        self._calls, self._codes, self._retraced = {}, {}, int(state["retraced"])
 
     def key(self, batch: Sequence[Tensor]) -> Any:
         """What a graph depends on: shapes, modes and plain numbers, and which parameters are trained."""
@@ -149,7 +149,7 @@ class Compiled:
             with self._given_back(batch):
                 wanted = self._eager(batch)
         used = [g is not None for g in wanted.gradients]
-        if len(self._codes) >= MAX_GRAPHS:
+        if len(self._codes) + sum(graph for _, graph in self._earlier.values()) >= MAX_GRAPHS:
             self._give_up(f"its batches, modes or settings have more than {MAX_GRAPHS} forms")
             return self._eager(batch)
         try:

@@ -96,8 +96,7 @@ def fit(
         pair, data = _incomplete(whole, data, mask)
         if validation is not None:
             _, validation = _incomplete(whole, validation, validation_mask)
-    positive_integer("epochs", epochs)
-    positive_integer("batch_size", batch_size)
+    epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
     target = _device(device)
     if compile is None:
         compile = epochs * _num_batches(data, batch_size) >= WORTH_COMPILING

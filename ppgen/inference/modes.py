@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppgen.inference.turns import own_generators
 
@@ -19,6 +20,24 @@ def modules_of(pair: Any) -> list[nn.Module]:
     if isinstance(pair, nn.Module):
         return [pair]
     return [value for value in getattr(pair, "__dict__", {}).values() if isinstance(value, nn.Module)]
+
+
+def trained(step: Any) -> list[dict[str, Tensor]]:
+    """A copy of what a step trains: the states of its pair's networks, and the parameters that no network holds."""
+    states = [module.state_dict() for module in modules_of(getattr(step, "pair", step))]
+    sites = {str(i): p.detach() for i, p in enumerate(getattr(step, "sites", []))}
+    return copy.deepcopy([*states, sites] if sites else states)
+
+
+def set_trained(step: Any, states: Sequence[dict[str, Tensor]]) -> None:
+    """Sets what :func:`trained` copied."""
+    modules = modules_of(getattr(step, "pair", step))
+    for module, values in zip(modules, states, strict=False):
+        module.load_state_dict(values)
+    with torch.no_grad():
+        for sites in states[len(modules) :]:
+            for parameter, value in zip(step.sites, sites.values(), strict=True):
+                parameter.copy_(value)
 
 
 def device_of(pair: Any) -> torch.device:

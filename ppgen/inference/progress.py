@@ -69,8 +69,53 @@ class Place:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Place:
-        """What :meth:`state` says."""
-        return cls(**{**state, "history": History(**state["history"])})
+        """What :meth:`state` says.
+
+        Raises:
+            ValueError: something in it is not of its kind.
+        """
+        place = cls(**{**state, "history": History(**state["history"])})
+        for owner, kinds in ((place, PLACE), (place.history, HISTORY)):
+            for name, kind in kinds.items():
+                if not _is(getattr(owner, name), kind):
+                    raise ValueError(f"its {name} is {getattr(owner, name)!r:.50}")
+        return place
+
+    def check(self, num_batches: int, watched: bool) -> None:
+        """Makes sure that this is a place of a run with so many batches an epoch, watched on other data or not.
+
+        Raises:
+            ValueError: it is of another one.
+        """
+        if self.batch and self.batch >= num_batches:
+            raise ValueError(f"it is at batch {self.batch} of {num_batches}")
+        history = self.history
+        if len(history.loss) != self.epoch or len(history.validation) != (self.epoch if watched else 0):
+            raise ValueError(f"its history is not that of {self.epoch} epochs")
+
+
+# What the values in a checkpoint have to be.
+PLACE: dict[str, Any] = {
+    "epoch": int, "batch": int, "steps": int, "waited": int, "seconds": float, "best": float, "ended": bool,
+    "losses": [(float, int)], "order": Tensor,
+}  # fmt: skip
+HISTORY: dict[str, Any] = {
+    "loss": [float], "validation": [float], "seconds": [float], "monitors": {str: [float]}, "skipped": int,
+    "stopped_early": bool, "compiled": bool,
+}  # fmt: skip
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind: a list, a dictionary or a row of others, a count, a number."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(v, kind[0]) for v in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_is(k, str) and _is(v, kind[str]) for k, v in value.items())
+    if isinstance(kind, tuple):
+        return isinstance(value, tuple) and len(value) == len(kind) and all(map(_is, value, kind))
+    if kind is int:
+        return type(value) is int and value >= 0
+    return isinstance(value, float | int if kind is float else kind)
 
 
 @contextmanager

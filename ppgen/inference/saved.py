@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppgen.inference.batches import Loaded, Shuffled
 from ppgen.inference.checkpoint import Checkpoints
 from ppgen.inference.distributed import current, gathered
 from ppgen.inference.fingerprint import fingerprint
-from ppgen.inference.modes import device_of, modules_of, seeded
+from ppgen.inference.modes import checked_seed, device_of, modules_of, seeded, set_trained, trained
 from ppgen.inference.programs import device_batch
 from ppgen.inference.progress import Place
 
@@ -36,8 +37,12 @@ class Saved:
         self.files = Checkpoints(folder, every)
         self._state = self.files.read()
         if self._state is not None:
-            with _refused(self.files.newest):
-                self._seed, self._epochs = int(self._state["run"]["seed"]), int(self._state["place"]["epoch"])
+            newest = self.files.newest
+            with _refused(newest):
+                self._place = Place.of(self._state["place"])
+                self._seed = checked_seed(self._state["run"]["seed"])
+                if newest is not None and int(newest.name) != self._place.steps:
+                    raise ValueError(f"it holds the run after {self._place.steps:,} steps, so it was renamed")
 
     def seed(self, given: int | None) -> int | None:
         """The seed that the run began with, where none is given."""
@@ -49,7 +54,7 @@ class Saved:
         Raises:
             ValueError: it is of another one; the message names what differs.
         """
-        self.step, self.batches, self.order = step, batches, order
+        self.step, self.batches, self.watched, self.order = step, batches, watched, order
         data = {"data": _digest(batches, facts["seed"]), "validation": _digest(watched, facts["seed"])}
         self.facts = {"step": type(step).__name__, "processes": current().count, **facts, **data}
         if self._state is None:
@@ -62,34 +67,48 @@ class Saved:
                     f"checkpoint={str(folder)!r} holds a run with {other} (in {name}): give what it began with to "
                     "continue it, or another folder for a new run."
                 )
-        if epochs < self._epochs:
+        if epochs < self._place.epoch:
             raise ValueError(
-                f"epochs={epochs}, but the run in checkpoint={str(folder)!r} has had {self._epochs}: ask for as many "
-                "or more."
+                f"epochs={epochs}, but the run in checkpoint={str(folder)!r} has had {self._place.epoch}: ask for as "
+                "many or more."
             )
 
     def take_up(self) -> Place:
         """The place that the run had come to, with everything as it was there; its beginning if nothing was saved.
 
         Raises:
-            ValueError: the state does not fit the model or the step.
+            ValueError: the state does not fit the model or the step, which are as they were.
         """
         if self._state is None:
             return Place()
-        state, pair = self._state, getattr(self.step, "pair", self.step)
+        place, pair = self._place, getattr(self.step, "pair", self.step)
         if hasattr(self.step, "prepare"):  # what comes into being at a first batch
-            self.step.prepare(*device_batch(pair, next(iter(self.batches))))
+            first = device_batch(pair, next(iter(self.batches)))
+            self.step.prepare(*first)
+            self.step.rehearse(*first)
+        before = copy.deepcopy(self.step.state_dict()), trained(self.step)
         with _refused(self.files.newest):
-            _check_fits(modules_of(pair), state["pair"])
-            place = Place.of(state["place"])
-            self.step.load_state_dict(state["step"])
-            for module, values in zip(modules_of(pair), state["pair"], strict=True):
-                module.load_state_dict(values)
-            self.batches.load_state(state["loader"])
-            self.order.set_state(place.order)
-            _set_generators(state["generators"][current().rank], device_of(pair))
+            place.check(len(self.batches), self.watched is not None)
+            _check_fits(before[1][: len(modules_of(pair))], self._state["pair"])
+            if place.best_state is not None:
+                _check_fits(before[1], place.best_state)
+            try:
+                self._load(self._state, place)
+            except Exception:
+                self.step.load_state_dict(before[0])
+                set_trained(self.step, before[1])
+                raise
         log.info("Goes on from %s: epoch %d, batch %d.", self.files.newest, place.epoch + 1, place.batch + 1)
         return place
+
+    def _load(self, state: dict[str, Any], place: Place) -> None:
+        self.step.load_state_dict(state["step"])
+        set_trained(self.step, state["pair"])
+        self.batches.load_state(state["loader"])
+        if isinstance(self.watched, Loaded) and state.get("watched") is not None:
+            self.watched.load_generators(state["watched"])
+        self.order.set_state(place.order)
+        _set_generators(state["generators"][current().rank], device_of(getattr(self.step, "pair", self.step)))
 
     def within_epoch(self, place: Place) -> None:
         """A save after a step, if it is time for one and the data can go on there; a signal then has its way."""
@@ -98,9 +117,8 @@ class Saved:
         if self.batches.divisible and current().count == 1:
             self._save(place)
         else:
-            self.files.obey(
-                f"{self.files.newest} holds the run at the end of its last epoch (its loader has no state_dict)"
-            )
+            owner = "several processes" if current().count > 1 else "a loader that has no state_dict"
+            self.files.obey(f" ({owner} can go on only at the end of an epoch)")
 
     def after_epoch(self, place: Place, last: bool) -> None:
         """A save after an epoch, if it is time for one or there is no other place for it."""
@@ -116,11 +134,12 @@ class Saved:
             "pair": [module.state_dict() for module in modules_of(pair)],
             "step": self.step.state_dict(),
             "loader": self.batches.state(),
+            "watched": self.watched.generators() if isinstance(self.watched, Loaded) else None,
             "generators": gathered(_generators(device_of(pair))),  # each process has its own noise
         }
         if current().leads:
             self.files.write(place.steps, state)
-        self.files.obey(f"{self.files.newest} holds the run after {place.steps:,} steps")
+        self.files.obey()
 
 
 def _digest(source: Loaded | Shuffled | None, seed: int) -> list[str] | None:
@@ -131,13 +150,18 @@ def _digest(source: Loaded | Shuffled | None, seed: int) -> list[str] | None:
         return list(fingerprint(source.rows))
 
 
-def _check_fits(modules: list[nn.Module], states: list[dict[str, Tensor]]) -> None:
-    for module, state in zip(modules, states, strict=True):
-        own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        theirs = {name: tuple(value.shape) for name, value in state.items()}
-        if own != theirs:
-            names = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))
-            raise ValueError(f"{names[0]} has shape {theirs.get(names[0])} there and {own.get(names[0])} in this model")
+def _check_fits(own: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    for mine, other in zip(own, theirs, strict=True):
+        here, there = ({name: _form(value) for name, value in values.items()} for values in (mine, other))
+        if here != there:
+            name = min(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+            raise ValueError(
+                f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'nothing')} in this model"
+            )
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @contextmanager
@@ -145,7 +169,7 @@ def _refused(folder: Path | None) -> Iterator[None]:
     """Whatever does not fit is the checkpoint's fault, and named."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"The checkpoint {folder} does not fit this model and its training ({error}): make them as they were made "
             "for the run that it is of."

@@ -15,6 +15,7 @@ from ppgen.inference.compiled import Compiled, Gradients, gradients
 from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, precision, seeded, unmoved
+from ppgen.inference.optimizers import load_optimizer
 from ppgen.inference.programs import device_batch, log_prob, run, sites
 from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
@@ -114,6 +115,7 @@ class SVI:
         self.schedules = schedules(self.loss)
         self._optimizer = optimizer
         self.optimizer: torch.optim.Optimizer | None = None
+        self.parameters: list[Any] = []  # known once a first batch has shown them
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         self.precision = precision
@@ -180,6 +182,12 @@ class SVI:
     def compiled(self) -> bool:
         """Whether steps run compiled code."""
         return self._compiled is not None and self._compiled.reason is None
+
+    @property
+    def sites(self) -> list[Tensor]:
+        """What is trained and no network of the pair holds: ``pyro.param`` sites in Pyro's own store."""
+        of_pair = {id(p) for module in modules_of(self.pair) for p in module.parameters()}
+        return [p for p in self.parameters if id(p) not in of_pair]
 
     @property
     def monitors(self) -> dict[str, float]:
@@ -274,15 +282,20 @@ class SVI:
 
     def state_dict(self) -> dict[str, Any]:
         """What training has made beside the pair's own state: the optimiser's, the loss's, and how steps run."""
-        of_pair = {id(p) for module in modules_of(self.pair) for p in module.parameters()}
         return {
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
-            "sites": [p.detach() for p in getattr(self, "parameters", []) if id(p) not in of_pair],
+            "objective": _name(self.loss),
+            "sites": [p.detach() for p in self.sites],
             "precision": self.precision,
             "compile": self._compile,
             "compiled": None if self._compiled is None else self._compiled.state_dict(),
         }
+
+    def rehearse(self, *batch: Any) -> None:
+        """A loss that does not count: Pyro's own draw more at their first batch than at others."""
+        with torch.enable_grad(), seeded(None, self.parameters[0].device), unmoved(self.pair):
+            self.loss(self.pair.model, self.pair.guide, *batch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave, after :meth:`prepare`; steps run as they did, compiled or not.
@@ -294,20 +307,18 @@ class SVI:
             raise ValueError(f"precision was {state['precision']!r}, and here it is {self.precision!r}")
         if self.optimizer is None:
             raise ValueError("the step must be prepared by a batch first: step.prepare(*batch)")
-        of_pair = {id(p) for module in modules_of(self.pair) for p in module.parameters()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, own in self.optimizer.state.items():
-            for name, value in own.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:  # a fused one reads both in one order
-                    own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if state.get("objective", _name(self.loss)) != _name(self.loss):
+            raise ValueError(f"its loss was {state['objective']}, and here it is {_name(self.loss)}")
+        if [p.shape for p in self.sites] != [value.shape for value in state["sites"]]:
+            raise ValueError("the sites of its pyro.param statements have other shapes")
+        load_optimizer(self.optimizer, state["optimizer"])
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
         with torch.no_grad():
-            sites = [p for p in self.parameters if id(p) not in of_pair]
-            for parameter, value in zip(sites, state["sites"], strict=True):
+            for parameter, value in zip(self.sites, state["sites"], strict=True):
                 parameter.copy_(value)
-        if self._compile != state["compile"]:
-            self._compile = state["compile"]
+        if self._compile != bool(state["compile"]):
+            self._compile = bool(state["compile"])
             self._set_compiled(self.parameters[0].device)
         if self._compiled is not None and state["compiled"] is not None:
             self._compiled.load_state_dict(state["compiled"])
@@ -327,3 +338,10 @@ class SVI:
             f"{what}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
             "a scale that collapsed to zero, or data of an unexpected range."
         )
+
+
+def _name(loss: Any) -> str:
+    """What a loss is called; of the library's own with their settings."""
+    if type(loss).__module__.startswith("ppgen."):
+        return " ".join(repr(loss).split())
+    return getattr(loss, "__qualname__", type(loss).__qualname__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ import torch
 from ppgen.inference.batches import Loaded, Shuffled, check_support, in_batches, mean_loss, observed_supports
 from ppgen.inference.distributed import current, gathered, num_rows, own_seed, spread
 from ppgen.inference.hygiene import check_last_batch
-from ppgen.inference.modes import device_of, modules_of, seeded, training
+from ppgen.inference.modes import checked_seed, device_of, seeded, set_trained, trained, training
 from ppgen.inference.programs import device_batch
 from ppgen.inference.progress import History, Place, bar, located, losses
 from ppgen.inference.saved import Saved
@@ -76,10 +75,10 @@ def train(
             those before it.
         OSError: a checkpoint could not be written; those before it are as they were.
     """
-    positive_integer("epochs", epochs)
-    positive_integer("batch_size", batch_size)
+    epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
+    seed = None if seed is None else checked_seed(seed)
     if patience is not None:
-        positive_integer("patience", patience)
+        patience = positive_integer("patience", patience)
         if validation is None:
             raise ValueError(f"patience={patience} needs validation data to look at: give validation=….")
     if not callable(getattr(step, "step", None)):
@@ -151,17 +150,16 @@ def train(
             if patience is not None and all(s.done for s in annealed):
                 if history.validation[-1] < place.best:
                     place.best, place.waited, history.best_epoch = history.validation[-1], 0, place.epoch
-                    place.best_state = [copy.deepcopy(m.state_dict()) for m in modules_of(pair)]
+                    place.best_state = trained(step)
                 else:
                     place.waited += 1
             place.ended = (patience is not None and place.waited >= patience) or bool(getattr(step, "converged", False))
-            history.stopped_early = place.ended and place.epoch + 1 < epochs
             place.next_epoch()
             if saved is not None:
                 saved.after_epoch(place, last=place.ended or place.epoch == epochs)
+    history.stopped_early = place.ended and place.epoch < epochs
     if place.best_state is not None:
-        for module, values in zip(modules_of(pair), place.best_state, strict=True):
-            module.load_state_dict(values)
+        set_trained(step, place.best_state)
     return history
 
 
