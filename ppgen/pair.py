@@ -221,6 +221,16 @@ def _modules_of(function: Any) -> dict[str, nn.Module]:
     return {name: m for name, m in found.items() if isinstance(m, nn.Module)}
 
 
+def _caller(error: AttributeError) -> str:
+    """The type of the innermost module that an error was raised in."""
+    frame, found = error.__traceback__, "a PyroModule"
+    while frame is not None:
+        owner = frame.tb_frame.f_locals.get("self")
+        found = type(owner).__name__ if isinstance(owner, nn.Module) else found
+        frame = frame.tb_next
+    return found
+
+
 class _PrivateStore(Messenger):
     """Answers ``param`` sites from a :class:`Custom` pair instead of Pyro's global store."""
 
@@ -247,7 +257,8 @@ class Custom(nn.Module):
     ``pyro.param`` and ``pyro.module`` site of the two functions becomes a parameter of it (``parameters()``,
     ``state_dict()``, ``.to(device)``), and Pyro's global store is not touched. Networks that the functions refer to
     by name (globals, closures, a bound method's owner) or that are handed in by keyword are submodules, so that
-    train and eval mode and buffers reach them too.
+    train and eval mode and buffers reach them too. What a function only uses under
+    ``poutine.block(hide_types=["param"])`` is not trained, as under ``pyro.infer.SVI``.
 
     Args:
         model: a function of the batch, with a plate on axis −1 that gives each datum its place.
@@ -321,7 +332,16 @@ class Custom(nn.Module):
             if not _collects_parameters():  # keeps a PyroModule's (an autoguide's) parameters in the module
                 stack.enter_context(pyro.settings.context(module_local_params=True))
             stack.enter_context(_PrivateStore(self))
-            return function(*batch, **mask)
+            try:
+                return function(*batch, **mask)
+            except AttributeError as error:
+                if error.name != "param_state":
+                    raise
+                raise ValueError(
+                    f"The functions call {_caller(error)}, which this Custom does not know, so that its parameters "
+                    "would be lost: it is no name of theirs (it is in a list or an attribute, say), or got another "
+                    "value after Custom was made. Hand it over by name: Custom(model, guide, autoguide=autoguide)."
+                ) from error
 
     def model(self, *batch: Any, **mask: Tensor) -> Any:
         """The model, with its ``param`` sites answered from this pair."""

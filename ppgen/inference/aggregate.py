@@ -5,18 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import PARTICLES, check_pair, device_batch, log_prob, measure, sites
+from ppgen.inference.programs import (
+    Structure,
+    check_pair,
+    device_batch,
+    log_prob,
+    measure,
+    programs,
+    run_guide,
+    sites,
+)
+from ppgen.inference.repeated import Given
 from ppgen.inference.weights import per_datum
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
+
+ROWS = 20_000  # that a program is given at once, where particles are rows
 
 
 def mutual_information(pair: Pair, *batch: Any, seed: int = 0) -> float:
@@ -111,7 +122,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
         raise ValueError(f"A distance between distributions needs at least two data, got {n}.")
     draws: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with evaluating(pair, seed):
-        _check_nesting(pair, device_batch(pair, rows(slice(0, 100))))
+        _checked(pair, device_batch(pair, rows(slice(0, 100))))
         for block in rows.batches(100):
             given = device_batch(pair, block)
             found = sites(poutine.trace(pair.guide).get_trace(*given))
@@ -137,19 +148,23 @@ def _mean_distance(a: Tensor, b: Tensor) -> float:
     return (total - float((a - b).norm(dim=1).sum())) / (len(a) * (len(a) - 1))
 
 
-def _check_nesting(pair: Pair, given: Any) -> None:
-    if measure(pair.model, pair.guide, *given).nesting > 1:
+def _checked(pair: Pair, given: Any) -> Structure:
+    structure = measure(pair.model, pair.guide, *given)
+    if structure.nesting > 1:
         raise ValueError("The aggregate posterior is of latents that are one event a datum: write them as .to_event().")
+    return structure
 
 
 def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, dict[str, Tensor], tuple[Any, ...]]:
     """I(x; z); log q(z_n) of one draw a datum, averaged over all data's posteriors; the draws; the data."""
     check_pair(pair)
     rows = checked_rows(batch)
-    n, block = len(rows), 100
+    n = len(rows)
     with evaluating(pair, seed):
         given = device_batch(pair, rows(slice(None)))
-        _check_nesting(pair, given)
+        structure = _checked(pair, given)
+        guide = programs(pair.model, pair.guide, structure)[1]
+        block = 100 if structure.vectorized else max(ROWS // n, 1)
         drawn = {name: site["value"] for name, site in sites(poutine.trace(pair.guide).get_trace(*given)).items()}
         if not drawn:
             raise ValueError("The guide draws no latents, so they have no information about anything.")
@@ -158,8 +173,8 @@ def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, di
             chosen = {name: z[start : start + block].unsqueeze(1) for name, z in drawn.items()}
             size = len(next(iter(chosen.values())))
             values = {name: z.expand(size, n, *z.shape[2:]) for name, z in chosen.items()}
-            with pyro.plate(PARTICLES, size, dim=-2):
-                found = sites(poutine.trace(poutine.condition(pair.guide, data=values)).get_trace(*given))
+            with Given(values, guide, size, n, structure.nesting):
+                found = sites(run_guide(guide, given, num_particles=size, nesting=structure.nesting))
             log_q = torch.stack([per_datum(log_prob(site), 1, size, n) for site in found.values()]).sum(0).double()
             own.append(log_q[torch.arange(size), torch.arange(start, start + size)].cpu())
             mixed.append((log_q.logsumexp(1) - math.log(n)).cpu())

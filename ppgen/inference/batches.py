@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -17,6 +18,7 @@ from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
 from ppgen.inference.members import as_member, check_members
 from ppgen.inference.programs import sites
+from ppgen.inference.sequences import Packed, by_rows
 
 __all__ = ["Rows", "checked_rows"]
 
@@ -53,10 +55,11 @@ def checked_rows(data: Any, name: str = "data") -> Rows:
         TypeError: a member is not numeric data.
         ValueError: no data, members of different lengths, or values that are NaN or infinite.
     """
-    members = data if isinstance(data, tuple | list) else (data,)
+    members = data if isinstance(data, tuple | list) and not isinstance(data, PackedSequence) else (data,)
     if not members:
         raise ValueError(f"{name} is empty: give a tensor, or a tuple of tensors, with the data axis first.")
-    rows = Rows([as_member(member, f"{name}[{i}]" if len(members) > 1 else name) for i, member in enumerate(members)])
+    named = [(member, f"{name}[{i}]" if len(members) > 1 else name) for i, member in enumerate(members)]
+    rows = Rows(by_rows([m if isinstance(m, PackedSequence | Packed) else as_member(m, name) for m, name in named]))
     lengths = [len(member) for member in rows.members]
     if len(set(lengths)) > 1:
         raise ValueError(f"The members of {name} differ in length: {lengths}. Each must have one row a datum.")

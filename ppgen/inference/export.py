@@ -68,35 +68,19 @@ def elpd_data(estimate: Estimate) -> Any:
     elpd_i = DataArray(values.numpy(), dims=["data"], coords={"data": range(n)}, name="elpd_i")
     k_hat = DataArray(estimate.k_hat.double().numpy(), dims=["data"], coords={"data": range(n)}, name="pareto_k")
     threshold = k_hat_limit(max(estimate.num_samples, 2))
-    if hasattr(az, "InferenceData"):  # before 1.0: a pandas series
-        fields = {
-            "elpd_loo": total,
-            "se": error,
-            "p_loo": math.nan,
-            "n_samples": estimate.num_samples,
-            "n_data_points": n,
-            "warning": estimate.is_lower_bound,
-            "loo_i": elpd_i.rename("loo_i"),
-            "pareto_k": k_hat,
-            "scale": "log",
-            "good_k": threshold,
-        }
+    shared = {"n_samples": estimate.num_samples, "n_data_points": n, "warning": estimate.is_lower_bound}
+    if int(az.__version__.split(".")[0]) < 1:  # a pandas series
+        sums = {"elpd_loo": total, "se": error, "p_loo": math.nan}
+        each = {"loo_i": elpd_i.rename("loo_i"), "pareto_k": k_hat, "scale": "log", "good_k": threshold}
+        fields = {**sums, **shared, **each}
         return az.ELPDData(data=list(fields.values()), index=list(fields))
-    from arviz_stats.utils import ELPDData  # since 1.0: a dataclass
+    from arviz_stats import utils  # since 1.0: a dataclass; since 1.2 one for every kind
 
-    return ELPDData(
-        kind="loo",
-        elpd=total,
-        se=error,
-        p=math.nan,
-        n_samples=estimate.num_samples,
-        n_data_points=n,
-        scale="log",
-        warning=estimate.is_lower_bound,
-        good_k=threshold,
-        elpd_i=elpd_i,
-        pareto_k=k_hat,
-    )
+    sums = {"elpd": total, "se": error, "p": math.nan}
+    each = {"elpd_i": elpd_i, "pareto_k": k_hat, "scale": "log", "good_k": threshold}
+    if hasattr(utils, "ELPDDataLOO"):
+        return utils.ELPDDataLOO(**sums, **shared, **each)
+    return utils.ELPDData(kind="loo", **sums, **shared, **each)
 
 
 class _Predicted(Messenger):

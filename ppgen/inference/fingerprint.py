@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.inference.batches import Rows
 
@@ -25,7 +26,8 @@ def fingerprint(rows: Rows) -> tuple[str, ...]:
     digests = [hashlib.blake2b(digest_size=16) for _ in rows.members]
     for start in range(0, len(rows), 4096):
         for digest, member in zip(digests, rows(slice(start, start + 4096)), strict=True):
-            values = torch.as_tensor(member).detach().cpu().double() + 0.0  # so that −0 is 0
+            member = member.data if isinstance(member, PackedSequence) else torch.as_tensor(member)
+            values = member.detach().cpu().double() + 0.0  # so that −0 is 0
             digest.update(values.contiguous().numpy().tobytes())
     return tuple(digest.hexdigest() for digest in digests)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -14,7 +14,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppgen.inference.programs import Program, Structure, check_names, check_vectorized, log_prob, measure, run, sites
+from ppgen.inference.programs import Program, Structure, check_names, frame_of_data, log_prob, measure, run, sites
 from ppgen.inference.schedules import Schedule
 from ppgen.inference.turns import in_turn
 from ppgen.inference.weights import per_datum, weigh
@@ -109,58 +109,77 @@ class ELBO(nn.Module):
         structure = self._measured(model, guide, *batch)
         size = structure.full_size or _length(batch)
         beta = (self.beta() if isinstance(self.beta, Schedule) else self.beta).to(_device(batch)).squeeze(0)
-        if structure.enumerated:
+        if structure.enumerated or structure.sequential:
             return self._enumerated(model, guide, batch, beta, structure) / size
-        particles = self.num_particles if self.num_particles > 1 else None
-        if particles:
-            check_vectorized(structure, f"num_particles={particles}")
-        model_trace, guide_trace = run(model, guide, batch, num_particles=particles, nesting=structure.nesting)
-        model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+        if structure.vectorized and self.num_particles > 1:
+            runs = [run(model, guide, batch, num_particles=self.num_particles, nesting=structure.nesting)]
+        else:
+            runs = [run(model, guide, batch, nesting=structure.nesting) for _ in range(self.num_particles)]
+        terms = [self._terms(sites(m), sites(g), structure, beta) for m, g in runs]
+        total: Tensor | float = sum(term.others for term in terms)
+        for name in terms[0].divergences:
+            divergence = torch.stack([term.divergences[name] for term in terms]).sum()
+            total = total - beta * self._freed(divergence, size)
+        assert isinstance(total, Tensor)
+        return -total / (size * self.num_particles)
+
+    def _terms(
+        self, model_sites: dict[str, Any], guide_sites: dict[str, Any], structure: Structure, beta: Tensor
+    ) -> _Terms:
+        """What the objective is made of, from one run of both programs."""
         check_names(model_sites, guide_sites)
         closed = _closed_forms(model_sites, guide_sites) if self.analytic_kl else {}
-        total: Tensor | float = 0.0
+        divergences: dict[str, Tensor] = {}
+        others: Tensor | float = 0.0
         for name, site in model_sites.items():
             if site["is_observed"]:
-                total = total + log_prob(site, scaled=True).sum()
+                others = others + log_prob(site, scaled=True).sum()
             elif name in closed:
-                total = total - beta * self._freed(closed[name], size)
+                divergences[name] = closed[name]
             else:
-                divergence = log_prob(guide_sites[name], scaled=True).sum() - log_prob(site, scaled=True).sum()
-                total = total - beta * self._freed(divergence, size)
+                log_q = log_prob(guide_sites[name], scaled=True).sum()
+                divergences[name] = log_q - log_prob(site, scaled=True).sum()
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary: part of q's density
-                total = total - beta * log_prob(site, scaled=True).sum()
-        assert isinstance(total, Tensor)
-        score = [log_prob(s) for s in guide_sites.values() if not (s["is_observed"] or s["fn"].has_rsample)]
-        if score:
-            signal = self._signal(model_sites, guide_sites, structure, beta)
-            for log_q in score:
-                q_datum = per_datum(log_q, structure.nesting, *signal.shape)
-                surrogate = (q_datum * signal).sum()
-                total = total + surrogate - surrogate.detach()
-        return -total / (size * self.num_particles)
+                others = others - beta * log_prob(site, scaled=True).sum()
+        drawn = [site for site in guide_sites.values() if not (site["is_observed"] or site["fn"].has_rsample)]
+        if drawn:
+            data = _Data.of(model_sites)
+            own, shared = self._signals(model_sites, guide_sites, structure, beta, data)
+            for site in drawn:
+                if data.holds(site):
+                    surrogate = (per_datum(log_prob(site), structure.nesting, *own.shape) * own).sum()
+                else:
+                    surrogate = (_per_particle(log_prob(site), structure.nesting, len(shared)) * shared).sum()
+                others = others + surrogate - surrogate.detach()
+        return _Terms(others, divergences)
 
     def _freed(self, divergence: Tensor, size: int) -> Tensor:
         return divergence.clamp(min=self.free_bits * size * self.num_particles) if self.free_bits else divergence
 
-    def _signal(self, model_sites: Any, guide_sites: Any, structure: Structure, beta: Tensor) -> Tensor:
-        """What the score function is weighed by: the scaled objective per particle and datum, over a baseline."""
-        size = next(s["value"] for s in model_sites.values() if s["is_observed"])
-        num_data = structure.full_size or len(size)
-        frames = [f.size for s in model_sites.values() for f in s["cond_indep_stack"] if f.dim == -1]
-        shape = (self.num_particles, frames[0] if frames else num_data)
+    def _signals(
+        self, model_sites: dict[str, Any], guide_sites: dict[str, Any], structure: Structure, beta: Tensor, data: _Data
+    ) -> list[Tensor]:
+        """What scores are weighed by, over a baseline: all that may depend on a datum's own draws, and on shared ones.
+
+        Of shape (S, N) and (S, 1).
+        """
+        particles = self.num_particles if structure.vectorized else 1
         with torch.no_grad():
-            value: Tensor | float = 0.0
-            for site in model_sites.values():
-                weight = 1.0 if site["is_observed"] else beta
-                value = value + weight * per_datum(log_prob(site, scaled=True), structure.nesting, *shape)
-            for site in guide_sites.values():
-                value = value - beta * per_datum(log_prob(site, scaled=True), structure.nesting, *shape)
-            assert isinstance(value, Tensor)
-            if self.num_particles > 1:  # leave-one-out: independent of the particle whose score it multiplies
-                others = (value.sum(0, keepdim=True) - value) / (self.num_particles - 1)
-                value = value - others
-            return value
+            own, shared = (torch.zeros(particles, n, device=beta.device) for n in (data.length, 1))
+            for found, sign in ((model_sites, 1), (guide_sites, -1)):
+                for site in found.values():
+                    weight = sign * (1.0 if sign > 0 and site["is_observed"] else beta)
+                    value = weight * log_prob(site, scaled=True)
+                    if data.holds(site):
+                        own = own + per_datum(value, structure.nesting, particles, data.length)
+                    else:
+                        shared = shared + _per_particle(value, structure.nesting, particles)
+            signals = [own + shared, own.sum(1, keepdim=True) + shared]
+            if particles > 1:  # leave-one-out: independent of the particle whose score it multiplies
+                others = (signal.sum(0, keepdim=True) - signal for signal in signals)
+                signals = [signal - other / (particles - 1) for signal, other in zip(signals, others, strict=True)]
+            return signals
 
     @in_turn
     def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
@@ -170,12 +189,53 @@ class ELBO(nn.Module):
             model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
         elbo = TraceEnum_ELBO(
             num_particles=self.num_particles,
-            vectorize_particles=self.num_particles > 1,
+            vectorize_particles=self.num_particles > 1 and structure.vectorized,
             max_plate_nesting=structure.nesting,
         )
         if not torch.is_grad_enabled():  # then Pyro's differentiable loss refuses
             return torch.as_tensor(elbo.loss(model, guide, *batch), device=_device(batch))
         return elbo.differentiable_loss(model, guide, *batch)
+
+
+class _Terms(NamedTuple):
+    """Of the objective: the divergence of each latent site, and the sum of all else."""
+
+    others: Any
+    divergences: dict[str, Tensor]
+
+
+class _Data(NamedTuple):
+    """The plate of the data."""
+
+    name: str
+    length: int
+    others: set[str]  # plates of the model on the same axis, of what the data share: a mixture's components, say
+
+    @classmethod
+    def of(cls, model_sites: dict[str, Any]) -> _Data:
+        frames = {n: f for n, site in model_sites.items() if (f := frame_of_data(site)) is not None}
+        seen = next((n for n in frames if model_sites[n]["is_observed"]), None)
+        if seen is None:
+            return cls("", 1, {f.name for f in frames.values()})
+        size, name = frames[seen].size, frames[seen].name
+        # A plate that was given no size has that of what stands in it.
+        length = size if size > 0 else (1, *model_sites[seen]["fn"].batch_shape)[-1]
+        return cls(name, length, {f.name for f in frames.values()} - {name})
+
+    def holds(self, site: Any) -> bool:
+        """Whether a site has a value for each datum."""
+        frame = frame_of_data(site)
+        return (
+            frame is not None
+            and frame.name not in self.others
+            and (frame.name == self.name or frame.size == self.length)
+        )
+
+
+def _per_particle(value: Tensor, nesting: int, num_particles: int) -> Tensor:
+    """A site's log-probability summed over everything but particles: shape (S, 1)."""
+    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)
+    return value.flatten(1).sum(1, keepdim=True).expand(num_particles, 1) if nesting else value.reshape(-1, 1)
 
 
 def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> dict[str, Tensor]:

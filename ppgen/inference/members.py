@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["as_member", "check_members"]
 
@@ -45,6 +46,8 @@ def check_members(members: Sequence[Any], name: str) -> None:
         ValueError: a member has no rows.
     """
     for i, member in enumerate(members):
+        if isinstance(member, PackedSequence):
+            continue
         if member is None or isinstance(member, dict | str | bytes | list | tuple | set):
             raise TypeError(
                 f"{name} is made of {type(member).__name__} (member {i}): a tensor or a tuple of tensors is expected. "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ppgen.inference.modes import modules_of, seeded
-from ppgen.inference.programs import Program
+from ppgen.inference.programs import Program, support
 from ppgen.pair import Pair, unadapted
 
 __all__ = ["Coordinates", "Move", "Moved", "Repaired", "moved", "moves"]
@@ -29,7 +29,7 @@ class Coordinates(NamedTuple):
 
     @classmethod
     def of(cls, fn: Any) -> Coordinates:
-        transform = biject_to(fn.support)
+        transform = biject_to(support(fn))
         independent = fn.event_dim - transform.codomain.event_dim
         return cls(transform, independent + transform.domain.event_dim, independent)
 
@@ -66,7 +66,7 @@ class Moved(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        return self.base.support
+        return support(self.base)
 
     @property
     def mean(self) -> Tensor:
@@ -106,7 +106,7 @@ def moves(site: Any) -> bool:
     inner = site["fn"]
     while not isinstance(inner, Delta) and (further := getattr(unadapted(inner), "base_dist", None)) is not None:
         inner = further
-    return not isinstance(inner, Delta) and not site["fn"].support.is_discrete
+    return not isinstance(inner, Delta) and not support(site["fn"]).is_discrete
 
 
 class Move(Messenger):

@@ -8,30 +8,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.inference.programs import check, check_vectorized, is_point, log_prob, measure, run, sites
+from ppgen.inference.programs import check, is_point, log_prob, measure, programs, run, sites, support
+from ppgen.inference.repeated import Given, Repeated
 from ppgen.inference.weights import per_datum
 from ppgen.pair import Pair
 
-__all__ = ["Given", "Path"]
+__all__ = ["Path"]
 
 Start = Literal["guide", "prior"]
-
-
-class Given(Messenger):
-    """Values in the place of draws, by site name."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and (value := self.values.get(msg["name"])) is not None:
-            msg["value"], msg["done"] = value, True
 
 
 def _nothing(*batch: Any) -> None:
@@ -62,10 +50,10 @@ class Path:
     """
 
     def __init__(self, pair: Pair, batch: Sequence[Any], start: Start) -> None:
-        self.model, self.guide = pair.model, pair.guide if start == "guide" else _nothing
+        guide = pair.guide if start == "guide" else _nothing
         self.batch, self.start = batch, start
-        structure = measure(self.model, self.guide, *batch)
-        check_vectorized(structure, "Annealing")
+        structure = measure(pair.model, guide, *batch)
+        self.model, self.guide = programs(pair.model, guide, structure)
         self.nesting = structure.nesting
         self.fixed: dict[str, Tensor] = {}  # what is drawn but is no latent: a plate's subsample
         self.charts: dict[str, _Chart] = {}
@@ -85,7 +73,7 @@ class Path:
         return self._settle(values, num_chains)
 
     def _run(self, values: Mapping[str, Tensor], num_chains: int) -> tuple[poutine.Trace, poutine.Trace]:
-        with Given({**self.fixed, **values}):
+        with Given({**self.fixed, **values}, self.model, num_chains, len(self.batch[0]), self.nesting):
             return run(self.model, self.guide, self.batch, num_particles=num_chains, nesting=self.nesting)
 
     def _settle(self, values: Mapping[str, Tensor], num_chains: int) -> Tensor:
@@ -102,7 +90,7 @@ class Path:
         self.charts, parts = {}, []
         for name, site in latents.items():
             z = site["value"].detach()
-            transform = _transform(name, site["fn"].support, z.dim())
+            transform = _transform(name, support(site["fn"]), z.dim(), isinstance(self.model, Repeated))
             u = transform.inv(z)
             self.charts[name] = _Chart(transform, u.shape)
             parts.append(u.movedim(self.nesting, 1).reshape(u.shape[0], u.shape[self.nesting], -1))
@@ -112,7 +100,7 @@ class Path:
         if not latents:
             raise ValueError("The model has no latents, so there is nothing to anneal: log_likelihood is exact for it.")
         for name, site in latents.items():
-            if site["infer"].get("enumerate") == "parallel" or site["fn"].support.is_discrete:
+            if site["infer"].get("enumerate") == "parallel" or support(site["fn"]).is_discrete:
                 raise ValueError(
                     f"The latent {name!r} is discrete, and chains move along gradients, which it has none of. Use "
                     "log_likelihood, which sums over latents marked infer={'enumerate': 'parallel'} exactly."
@@ -192,21 +180,25 @@ def _subsampled(site: Any) -> bool:
     return site["type"] == "sample" and site_is_subsample(site) and isinstance(site["value"], Tensor)
 
 
-def _transform(name: str, support: Any, dim: int) -> Any:
+def _transform(name: str, constraint: Any, dim: int, as_rows: bool) -> Any:
     """The map from the real line to the support of a site whose value has so many axes, the chains' first."""
-    inner = support
+    inner = constraint
     while hasattr(inner, "base_constraint"):
         inner = inner.base_constraint
     for bound in vars(inner).values():
-        if isinstance(bound, Tensor) and bound.dim() == dim and (bound != bound[:1]).any():
+        if (
+            isinstance(bound, Tensor)
+            and bound.dim()
+            and (as_rows or (bound.dim() == dim and (bound != bound[:1]).any()))
+        ):
             raise ValueError(
-                f"The support of the latent {name!r} ({type(support).__name__}) moves with another latent: draw it "
-                "on a fixed support and transform it in the model."
+                f"The support of the latent {name!r} ({type(constraint).__name__}) moves with another latent or a "
+                "datum: draw it on a fixed support, whose bounds are numbers, and transform it in the model."
             )
     try:
-        return biject_to(support)
+        return biject_to(constraint)
     except NotImplementedError as error:
         raise ValueError(
-            f"The support of the latent {name!r} ({type(support).__name__}) has no smooth map to the real "
+            f"The support of the latent {name!r} ({type(constraint).__name__}) has no smooth map to the real "
             "line, and chains need one."
         ) from error

@@ -14,8 +14,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.utils.rnn import PackedSequence
 
-from ppgen.inference.modes import device_of, dtype_of, seeded, unmoved
+from ppgen.inference.modes import device_of, dtype_of, seeded, training, unmoved
 from ppgen.inference.turns import in_turn
 from ppgen.pair import unadapted
 
@@ -35,7 +37,8 @@ class Structure(NamedTuple):
     full_size: int | None  # of the data plate, before subsampling; None if it is as long as the batch, or on no axis
     random: bool  # whether the guide draws anything that could come out otherwise
     point: bool  # whether the guide proposes latents, but puts all of its mass on one point
-    enumerated: bool  # whether a site asks to be enumerated
+    enumerated: bool  # whether a site asks to be enumerated in parallel
+    sequential: bool  # whether a site asks to be enumerated one value after the other
     vectorized: bool  # whether the programs run under a plate of particles
     refused: str | None  # why there are no weights per datum, if so: a latent that all data share
 
@@ -157,20 +160,25 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
     length = next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
     nesting = -min(dims, default=0)
-    enumerated = any(site["infer"].get("enumerate") == "parallel" for site in found if not site["is_observed"])
+    asked = {site["infer"].get("enumerate") for site in found if not site["is_observed"]}
+    enumerated = "parallel" in asked
     return Structure(
         nesting=nesting,
         full_size=None if full_size == length else full_size,  # the next batch may be of another length
         random=not all(points),
         point=bool(points) and all(points),
         enumerated=enumerated,
+        sequential="sequential" in asked,
         vectorized=enumerated or _vectorized(model, guide, batch, nesting),
         refused=_without_weights(sites(model_trace), sites(guide_trace)),
     )
 
 
 def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> bool:
-    """Whether two particles run; also where nothing else does, so that what is wrong is said as usual."""
+    """Whether the programs run under a plate of particles, with the numbers that they have by rows.
+
+    Also where nothing else runs, so that what is wrong is said as usual.
+    """
     from ppgen.inference.repeated import Repeated  # which builds on this file
 
     owner = getattr(model, "__self__", model)
@@ -183,7 +191,34 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
             except Exception:
                 return True
             return False
-    return True
+    # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
+    with torch.no_grad(), training(owner, False):
+        try:
+            plain = _scores(model, guide, batch, nesting)
+            by_rows = _scores(Repeated(model), Repeated(guide), batch, nesting)
+        except Exception:  # rows are not for it: a parameter for each datum, a subsample
+            return True
+    return all(torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain)
+
+
+def _scores(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> dict[str, Tensor]:
+    """The log-probabilities of two particles, by site of the guide and then of the model, from one seed.
+
+    With one plate axis the draws are the same whatever way particles are run. With more they are not, and nothing is
+    given back.
+    """
+    from ppgen.inference.weights import per_datum
+
+    if nesting != 1:
+        return {}
+    n = next(len(member) for member in batch if isinstance(member, Tensor) and member.dim())
+    with seeded(0, _device(batch)):
+        traces = run(model, guide, batch, num_particles=2, nesting=nesting)
+    return {
+        f"{i} {name}": per_datum(log_prob(site), nesting, 2, n)
+        for i, trace in enumerate(traces)
+        for name, site in sites(trace).items()
+    }
 
 
 def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
@@ -208,16 +243,18 @@ def programs(model: Program, guide: Program, structure: Structure) -> tuple[Prog
 
 
 def check_vectorized(structure: Structure, what: str) -> None:
-    """Makes sure that the programs run under a plate of particles.
+    """Makes sure that the programs have weights per datum, and run under a plate of particles.
 
     Raises:
         ValueError: they do not.
     """
+    if structure.refused is not None:
+        raise ValueError(structure.refused)
     if not structure.vectorized:
         raise ValueError(
             f"{what} draws many particles at once, and this pair indexes or reshapes by its batch, so that it does not "
             "run under a plate of them. Write the program so that latents may have one more axis (z[..., 0], not "
-            "z[:, 0]; no z.view(len(x), -1)); log_likelihood and iwae(k) take it as it is, with draws as rows."
+            "z[:, 0]; no z.view(len(x), -1)); log_likelihood, ais and iwae(k) take it as it is, with draws as rows."
         )
 
 
@@ -229,14 +266,19 @@ def is_point(site: Any) -> bool:
     return isinstance(fn, Delta) and not fn.log_density.any()
 
 
+def support(fn: Any) -> Any:
+    """Where the values of a distribution lie; the real line if it does not say (flows)."""
+    try:
+        return fn.support
+    except NotImplementedError:
+        return constraints.independent(constraints.real, len(fn.event_shape))
+
+
 def _has_density(site: Any) -> bool:
     """Whether a site is scored by a density, which is not a probability."""
     if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
         return False
-    try:
-        return not site["fn"].support.is_discrete
-    except NotImplementedError:
-        return False
+    return not support(site["fn"]).is_discrete
 
 
 def _device(batch: Sequence[Any]) -> torch.device | None:
@@ -326,7 +368,11 @@ def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
 def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
     """A batch moved to where the pair is, floats in the precision of its parameters."""
     device, dtype = device_of(pair), dtype_of(pair)
-    return tuple(
-        member.to(device, dtype if member.is_floating_point() else None) if isinstance(member, Tensor) else member
-        for member in batch
-    )
+
+    def placed(member: Any) -> Any:
+        if not isinstance(member, Tensor | PackedSequence):
+            return member
+        movable: Any = member  # a packed sequence takes what a tensor does
+        return movable.to(device, dtype if movable.data.is_floating_point() else None)
+
+    return tuple(placed(member) for member in batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -23,8 +23,18 @@ from ppgen.inference.likelihood import CELL_DATA, Estimate, cell_seed, log_likel
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating, seeded
 from ppgen.inference.moves import Coordinates, Move, Repaired, moved, moves
-from ppgen.inference.paths import Given
-from ppgen.inference.programs import PARTICLES, Structure, check_vectorized, device_batch, log_prob, measure, run, sites
+from ppgen.inference.programs import (
+    Structure,
+    device_batch,
+    log_prob,
+    measure,
+    programs,
+    run,
+    run_guide,
+    sites,
+    support,
+)
+from ppgen.inference.repeated import Given
 from ppgen.inference.weights import combine, per_datum, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
@@ -63,25 +73,30 @@ class RepairedEstimate(Estimate):
         return f"{super().__str__()} by {self.method}"
 
 
-def _refine(
-    pair: Pair, block: Sequence[Any], structure: Structure, num_steps: int, num_particles: int
-) -> tuple[list[Tensor], dict[str, int], Tensor]:
-    """Shifts and log-scales of a block's latents, data axis first, where their sites have it, and which are taken."""
+class _Shifts(NamedTuple):
+    """By which the latents of a block are moved."""
+
+    axes: dict[str, int]  # of the data, in each latent
+    members: list[Tensor]  # a shift and a log-scale of each latent, data axis first
+    taken: Tensor  # of which data they are better than nothing; they are zero for the others
+
+
+def _refine(pair: Pair, block: Sequence[Any], structure: Structure, num_steps: int, num_particles: int) -> _Shifts:
     found = sites(poutine.trace(pair.guide).get_trace(*block))
-    own, axes = {}, {}
+    leaves: list[Tensor] = []
+    axes = {}
     for name, site in found.items():
         if moves(site):
             coordinates = Coordinates.of(site["fn"])
             u = coordinates.transform.inv(site["value"])
             axes[name] = u.dim() - coordinates.event_dim - 1
-            own[name] = (torch.zeros_like(u).requires_grad_(), torch.zeros_like(u).requires_grad_())
-    leaves = [leaf for both in own.values() for leaf in both]
-    guide = moved(pair.guide, Move(sites=own))
+            leaves += [torch.zeros_like(u.movedim(axes[name], 0)).requires_grad_() for _ in range(2)]
+    refined = _refined(pair, axes)
     optimizer = torch.optim.Adam(leaves, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for _ in range(num_steps):
         with torch.enable_grad():
-            weighted = weigh(pair.model, guide, block, num_particles, structure)
+            weighted = weigh(refined.model, refined.guide, (block[0], *leaves, *block[1:]), num_particles, structure)
             if weighted.score is not None:
                 raise ValueError("The guide has draws that are not reparameterised, and refining needs their gradient.")
             gradients = torch.autograd.grad(-weighted.log_weights.mean(0).sum(), leaves)
@@ -89,13 +104,28 @@ def _refine(
             leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         schedule.step()
+    best = [leaf.detach() for leaf in leaves]
     with seeded(None, block[0].device):  # both with the same noise
         before = weigh(pair.model, pair.guide, block, CHECK_SAMPLES, structure).log_weights.mean(0)
-    after = weigh(pair.model, guide, block, CHECK_SAMPLES, structure).log_weights.mean(0)
-    better = after > before
-    moved_axes = [axis for axis in axes.values() for _ in range(2)]
-    found_best = [leaf.detach().movedim(axis, 0) for leaf, axis in zip(leaves, moved_axes, strict=True)]
-    return [torch.where(_rows(better, member), member, 0.0) for member in found_best], axes, better
+    after = weigh(refined.model, refined.guide, (block[0], *best, *block[1:]), CHECK_SAMPLES, structure)
+    better = after.log_weights.mean(0) > before
+    return _Shifts(axes, [torch.where(_rows(better, member), member, 0.0) for member in best], better)
+
+
+def _joined(blocks: Sequence[_Shifts]) -> _Shifts:
+    """The shifts of all data. A latent that a block does not have, of shorter sequences, is not moved there."""
+    axes = {name: axis for block in blocks for name, axis in block.axes.items()}
+    members = []
+    for name in axes:
+        there = [dict(zip(b.axes, zip(b.members[::2], b.members[1::2], strict=True), strict=True)) for b in blocks]
+        shape = next(found[name][0].shape[1:] for found in there if name in found)
+        for i in range(2):
+            parts = [
+                found[name][i].cpu() if name in found else torch.zeros(len(block.taken), *shape)
+                for block, found in zip(blocks, there, strict=True)
+            ]
+            members.append(torch.cat(parts))
+    return _Shifts(axes, members, torch.cat([block.taken.cpu() for block in blocks]))
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
@@ -121,22 +151,23 @@ def _choose(pair: Pair, block: Sequence[Any], structure: Structure, scales: Sequ
     """
     nesting, k = structure.nesting, len(scales)
     device = next(m.device for m in block if isinstance(m, Tensor))
-    guides = [moved(pair.guide, Move(scale=torch.full((1,), c, device=device))) for c in scales]
+    handlers = [Move(scale=torch.full((1,), c, device=device)) for c in scales]
+    widened = [programs(pair.model, moved(pair.guide, handler), structure) for handler in handlers]
     joints, drawn = [], []
-    for guide in guides:
+    for model, guide in widened:
         model_trace, guide_trace = run(
-            pair.model, guide, block, num_particles=num_pilot, nesting=nesting, enumerate_model=structure.enumerated
+            model, guide, block, num_particles=num_pilot, nesting=nesting, enumerate_model=structure.enumerated
         )
         log_w = combine(model_trace, guide_trace, nesting, num_pilot).log_weights.double()
         joints.append(log_w + _log_q(guide_trace, nesting, log_w.shape))
         found = sites(guide_trace).items()
-        drawn.append({n: s["value"] for n, s in found if moves(s) or s["fn"].support.is_discrete})
+        drawn.append({n: s["value"] for n, s in found if moves(s) or support(s["fn"]).is_discrete})
     log_joint = torch.cat(joints)
     values = {name: torch.cat([d[name] for d in drawn]) for name in drawn[0]}
     log_q = []
-    for guide in guides:
-        with pyro.plate(PARTICLES, k * num_pilot, dim=-1 - nesting), Given(values):
-            guide_trace = poutine.trace(guide).get_trace(*block)
+    for _, guide in widened:
+        with Given(values, guide, k * num_pilot, len(block[0]), nesting):
+            guide_trace = run_guide(guide, block, num_particles=k * num_pilot, nesting=nesting)
         log_q.append(_log_q(guide_trace, nesting, log_joint.shape))
     mixture = torch.stack(log_q).logsumexp(0) - math.log(k)
     second = torch.stack([(2 * log_joint - each - mixture).nan_to_num(math.inf).logsumexp(0) for each in log_q])
@@ -192,7 +223,7 @@ def repaired_log_likelihood(
             cannot be refined.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> from ppgen.pair import Custom, data_plate
         >>> def model(x):
         ...     with data_plate(x):
@@ -214,36 +245,35 @@ def repaired_log_likelihood(
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     pilot_seed = cell_seed(seed, 0, 2**31)  # no key of the fresh draws
-    members: list[list[Tensor]] = []
-    chosen, better = [], []
-    repaired: Pair = pair
+    shifts, chosen = [], []
     with evaluating(pair):
         first = device_batch(pair, rows(slice(0, CELL_DATA)))
         structure = measure(pair.model, pair.guide, *first)
-        check_vectorized(structure, "A pilot")
+        programs(pair.model, pair.guide, structure)  # refuses latents that all data share
         if not any(moves(site) for site in sites(poutine.trace(pair.guide).get_trace(*first)).values()):
             raise ValueError("The guide draws nothing continuous, so there is nothing to repair: use log_likelihood.")
         for index, raw in enumerate(rows.batches(CELL_DATA)):
             block = device_batch(pair, raw)
-            torch.manual_seed(cell_seed(pilot_seed, index, 0))
-            shifts: list[Tensor] = []
-            taken = torch.zeros(len(raw[0]), dtype=torch.bool)
-            if num_steps:
-                shifts, axes, taken = _refine(pair, block, structure, num_steps, num_particles)
-                repaired = _refined(pair, axes)
-            torch.manual_seed(cell_seed(pilot_seed, index, 1))
-            chosen.append(_choose(repaired, (block[0], *shifts, *block[1:]), structure, scales, num_pilot).cpu())
-            members.append([member.cpu() for member in shifts])
-            better.append(taken.cpu())
-    all_shifts = [torch.cat(member) for member in zip(*members, strict=True)]
+            own = _Shifts({}, [], torch.zeros(len(raw[0]), dtype=torch.bool))
+            # A datum's shift or scale may go where a density is no number, which must not stop that of the others.
+            with pyro.validation_enabled(False):
+                torch.manual_seed(cell_seed(pilot_seed, index, 0))
+                if num_steps:
+                    own = _refine(pair, block, structure, num_steps, num_particles)
+                torch.manual_seed(cell_seed(pilot_seed, index, 1))
+                moved_block = (block[0], *own.members, *block[1:])
+                chosen.append(_choose(_refined(pair, own.axes), moved_block, structure, scales, num_pilot).cpu())
+            shifts.append(own)
+    shift = _joined(shifts)
+    repaired = _refined(pair, shift.axes)
     widened = Repaired(repaired, 1, lambda scale: Move(scale=scale))
     scale = torch.cat(chosen)
     estimate = log_likelihood(
-        widened, rows.members[0], scale, *all_shifts, *rows.members[1:], num_samples=num_samples, seed=seed
+        widened, rows.members[0], scale, *shift.members, *rows.members[1:], num_samples=num_samples, seed=seed
     )
     steps = [f"refined by {num_steps} steps a datum"] if num_steps else []
     if tuple(scales) != (1.0,):
         steps.append(f"widened on a pilot of {len(scales)} × {num_pilot} draws (median scale {scale.median():.2f})")
     method = f"importance sampling, the guide {' and '.join(steps) or 'as it is'}"
     figures = {**vars(estimate), "data": fingerprint(rows)}  # without the shifts and scales, which are no data
-    return RepairedEstimate(**figures, method=method, scales=scale, refined=torch.cat(better))
+    return RepairedEstimate(**figures, method=method, scales=scale, refined=shift.taken)

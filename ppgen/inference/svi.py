@@ -16,6 +16,7 @@ from ppgen.inference.distributed import alike, averaged, current, num_rows
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating, modules_of, precision, seeded, unmoved
 from ppgen.inference.optimizers import load_optimizer
+from ppgen.inference.parameters import showing, trained
 from ppgen.inference.programs import device_batch, log_prob, run, sites
 from ppgen.inference.replayed import Replayed
 from ppgen.inference.schedules import schedules, unannealed
@@ -31,17 +32,6 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Optimizer:
     """One fused Adam over everything: Pyro's optimisers keep one per tensor, which costs more than it gives."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
-
-
-class _Collector(Messenger):
-    """Notes the ``param`` sites that a run goes through, without asking library pairs to fill Pyro's global store."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, Any] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        self.found[msg["name"]] = msg["value"]
 
 
 class _KnownParameters(Messenger):
@@ -130,15 +120,10 @@ class SVI:
         if self.optimizer is not None:
             return
         device = next((b.device for b in batch if isinstance(b, Tensor)), None)
-        with torch.no_grad(), seeded(None, device), unmoved(self.pair), _Collector() as collected:
+        with torch.no_grad(), seeded(None, device), unmoved(self.pair), showing() as shown:
             run(self.pair.model, self.pair.guide, batch)
-        found = {id(p): p for module in modules_of(self.pair) for p in module.parameters() if p.requires_grad}
-        for name, value in collected.found.items():
-            self._known.names.add(name)
-            parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
-            if parameter.requires_grad:
-                found.setdefault(id(parameter), parameter)
-        self.parameters = list(found.values())
+        self._known.names.update(shown.sites)
+        self.parameters = trained(self.pair, shown)
         if not self.parameters:
             raise ValueError(
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own) "
