@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 from ppgen import cli
 from ppgen.catalogue import MODELS
 from ppgen.check import RUNGS, Rung, climb, trust
+from ppgen.files import write_manifest
 from ppgen.inference import weights
 from ppgen.models import FactorAnalysis, GaussianMixture
 from ppgen.nn.masked import MaskedConv2d
 from ppgen.pair import Custom, data_plate
+from ppgen.runs import SCHEMA
 
 
 @pytest.mark.parametrize("name", RUNGS)
@@ -155,6 +157,8 @@ def spoiled(run, tmp_path_factory):
     bias[:4] += 1.0
     bias[4:] -= 3.0
     save_file(state, folder / "model.safetensors")
+    files = ("config.json", "model.safetensors", "history.json")
+    write_manifest(folder, {name: (folder / name).read_bytes() for name in files}, SCHEMA)
     return folder
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.inference.modes import device_of, dtype_of, seeded, training, unmoved
 from ppgen.inference.turns import in_turn
-from ppgen.pair import unadapted
+from ppgen.pair import tracing, unadapted
 
 PARTICLES = "num_particles_vectorized"
 SHARED = (
@@ -191,6 +191,8 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
             except Exception:
                 return True
             return False
+    if tracing():  # a graph holds no comparison
+        return True
     # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
     with torch.no_grad(), training(owner, False):
         try:
