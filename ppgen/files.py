@@ -15,7 +15,16 @@ import torch
 
 import ppgen
 
-__all__ = ["check_manifest", "parse_json", "read_json", "versions", "write_bytes", "write_json", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "check_manifest",
+    "parse_json",
+    "read_json",
+    "versions",
+    "write_bytes",
+    "write_json",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 

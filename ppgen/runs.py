@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import ppgen
 from ppgen.catalogue import Recipe
-from ppgen.files import check_manifest, parse_json, write_bytes, write_manifest
+from ppgen.files import MANIFEST, check_manifest, parse_json, write_bytes, write_manifest
 from ppgen.inference import History
 
 __all__ = ["Run", "begin_run", "load_run", "read_config", "save_run"]
@@ -59,6 +59,7 @@ def save_run(
         model = Path(temporary, MODEL).read_bytes()
     losses = (json.dumps(asdict(history), indent=2) + "\n").encode()
     files = {MODEL: model, HISTORY: losses, CONFIG: _config(recipe, data, training)}
+    (folder / MANIFEST).unlink(missing_ok=True)  # of the same run after fewer epochs
     for name, content in files.items():
         write_bytes(folder / name, content)
     write_manifest(folder, files, SCHEMA)
@@ -94,7 +95,7 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> Run:
         FileNotFoundError: the folder is not a run.
         ValueError: a file of it is damaged, or of another version.
     """
-    for name in (CONFIG, MODEL):
+    for name in (CONFIG, MODEL, MANIFEST):
         if not (folder / name).is_file():
             begun = (
                 f"its training has not ended (`ppgen train --resume {folder}`)"

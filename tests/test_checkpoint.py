@@ -419,7 +419,8 @@ def small(**changed):
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "momentum=None, and this SGD"),
         ({"loss": elbo(free_bits=0.5)}, r"loss was ELBO\(.*free_bits=0\), and here it is ELBO\(.*free_bits=0.5\)"),
         ({"pair": models.VAE(priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, 16)),
-                             posteriors.DiagNormal(nn.MLP(16, 8, 4))).double(), "data": X.double()}, "float32 .* there and torch.float64"),
+                             posteriors.DiagNormal(nn.MLP(16, 8, 4))).double(), "data": X.double()},
+         "float32 .* there and torch.float64"),
         ({"optimizer": lambda p: torch.optim.Adam([{"params": list(p)[:1]}, {"params": list(p)[1:]}])}, "does not fit"),
     ],
 )  # fmt: skip

@@ -84,6 +84,47 @@ def test_a_run_that_has_ended_can_have_more_epochs(capsys, tmp_path):
     assert status == 2 and "leave out vae" in err
 
 
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "log.txt"}
+
+
+def test_a_run_that_has_ended_stays_as_it_is_until_it_has_ended_again(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "my run"
+    options = ["--data", "digits", "--latent-dim", 2, "--hidden", 8]
+    assert call(capsys, "train", "vae", *options, "--epochs", 2, "--out", folder)[0] == 0
+    ended = files(folder)
+    status, _, err = call(capsys, "train", "--resume", folder, "--epochs", 1)
+    assert status == 2 and "has had 2" in err and files(folder) == ended
+    monkeypatch.setattr(SVI, "step", lambda self, *batch: signal.raise_signal(signal.SIGINT))
+    status, _, err = call(capsys, "train", "--resume", folder, "--epochs", 3)
+    assert status == 130 and f"--resume '{folder}' --epochs 3" in err and files(folder) == ended
+    monkeypatch.undo()
+    assert call(capsys, "evaluate", folder, "--num-samples", 2)[0] == 0
+    ended = files(folder)
+    (folder / "checkpoints").rename(tmp_path / "elsewhere")
+    for epochs in (0, 3):
+        status, _, err = call(capsys, "train", "--resume", folder, "--epochs", epochs)
+        assert status == 2 and "checkpoints are not there" in err and files(folder) == ended
+
+
+def test_what_is_no_run_is_neither_overwritten_nor_removed(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("of something else")
+    status, _, err = call(capsys, "train", "vae", "--data", "digits", "--out", tmp_path, "--epochs", 0)
+    assert status == 2 and "config.json" in err
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["of something else"]
+
+
+@pytest.mark.slow
+def test_codes_that_were_trained_on_get_a_prior_of_their_own(capsys, tmp_path):
+    options = ["--data", "digits", "--codebook-size", 8, "--filters", 4, "--prior-epochs", 1]
+    longer, first = tmp_path / "longer", tmp_path / "first"
+    assert call(capsys, "train", "vqvae", *options, "--epochs", 3, "--out", longer)[0] == 0
+    assert call(capsys, "train", "vqvae", *options, "--epochs", 1, "--out", first)[0] == 0
+    status, _, err = call(capsys, "train", "--resume", first, "--epochs", 3)
+    assert status == 0, err
+    assert parameters(first) == parameters(longer)
+
+
 @pytest.mark.parametrize(
     ("part", "value", "culprit"),
     [

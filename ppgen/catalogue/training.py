@@ -196,14 +196,16 @@ def vector_quantized(
         "seed": seed,
         "progress": progress,
     }
-    folders = [None, None] if checkpoint is None else [checkpoint / "codes", checkpoint / "prior"]
-    history = variational(pair, data, validation, epochs=epochs, device=device, checkpoint=folders[0], **settings)
+    folder = None if checkpoint is None else checkpoint / "codes"
+    history = variational(pair, data, validation, epochs=epochs, device=device, checkpoint=folder, **settings)
+    if checkpoint is not None:  # codes that were trained on are other data
+        folder = checkpoint / f"prior-{len(history.loss)}"
     with seeded(seed):  # data may be drawn anew when they are read
         codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
     density = ExplicitDensity(prior)
     settings["patience"] = patience or 10  # a strong prior of few codes learns them by heart
     of_codes = variational(
-        density, (codes,), (watched,), epochs=prior_epochs, device=device, checkpoint=folders[1], **settings
+        density, (codes,), (watched,), epochs=prior_epochs, device=device, checkpoint=folder, **settings
     )
     pair.prior = prior
     history.monitors["prior loss"] = of_codes.loss

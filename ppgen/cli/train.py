@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import torch
@@ -110,29 +111,41 @@ def run(
     """Trains a model by its name, and writes its run; of several processes the first writes and prints."""
     if (out / "model.safetensors").exists():
         raise ValueError(f"--out {out} already holds a run: choose another folder, or remove that one.")
-    if _was_saved(out):
+    if _was_saved(out) or (out / "config.json").exists():
         raise ValueError(
-            f"--out {out} holds a run that was stopped: go on with it (ppgen train --resume {out}), choose another "
-            "folder, or remove that one."
+            f"--out {out} holds a run that was stopped, or a config.json of something else: go on with it (ppgen train "
+            f"--resume {quote(str(out))}), choose another folder, or remove that one."
         )
     loaded = load(data, data_dir, binarize, name, settings.get("decoder"))
     recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
     source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
-    _train(out, recipe, loaded, source, training)
+    if current().leads:
+        begin_run(out, recipe, data=source, training=training)
+    try:
+        _train(out, recipe, loaded, source, training, "")
+    except Exception:
+        if current().leads and not _was_saved(out):
+            _remove_begun(out)
+        raise
 
 
 def go_on(folder: Path, epochs: int | None, data_dir: Path | None, allow: Sequence[str]) -> None:
     """Continues the run in a folder, maybe for more epochs than it began with."""
     recipe, config = read_config(folder, allow)
     training = _checked(config["training"], recipe.model, folder)
-    if epochs is not None:
-        training["epochs"] = epochs
-    elif (folder / "model.safetensors").exists():
-        raise ValueError(
-            f"The run {folder} has ended, after {training['epochs']} epochs at most: ask for more (--epochs)."
-        )
+    if (folder / "manifest.json").exists():  # the last thing that a run writes
+        if epochs is None:
+            raise ValueError(
+                f"The run {folder} has ended, after {training['epochs']} epochs at most: ask for more (--epochs)."
+            )
+        if not _was_saved(folder):
+            raise ValueError(
+                f"The run {folder} has ended, and its {CHECKPOINTS} are not there to go on from: begin another (--out)."
+            )
+    more = "" if epochs is None else f" --epochs {epochs}"
+    training["epochs"] = training["epochs"] if epochs is None else epochs
     loaded = data_of(folder, recipe, config, data_dir, allow)
-    _train(folder, recipe, loaded, config["data"], training)
+    _train(folder, recipe, loaded, config["data"], training, more)
 
 
 def _checked(training: dict[str, Any], model: str, folder: Path) -> dict[str, Any]:
@@ -147,26 +160,21 @@ def _checked(training: dict[str, Any], model: str, folder: Path) -> dict[str, An
 
 
 def _train(
-    out: Path, recipe: Recipe, loaded: datasets.Dataset, source: dict[str, Any], training: dict[str, Any]
+    out: Path, recipe: Recipe, loaded: datasets.Dataset, source: dict[str, Any], training: dict[str, Any], more: str
 ) -> None:
+    """Until its end nothing in the folder changes but checkpoints and log: what a run that goes on had stays good."""
     leads, name = current().leads, recipe.model
     batch = recipe.batch(loaded.train, loaded.train_labels)
     validation = recipe.batch(loaded.validation, loaded.validation_labels)
     pair = build(recipe, loaded, training["seed"])
     if recipe.note and leads:
         print(f"Note: {recipe.note}.", file=sys.stderr, flush=True)
-    if leads:
-        begin_run(out, recipe, data=source, training=training)
     try:
         with logging_to(out) if leads else nullcontext():
             log.info("%s of %s; %s", name, loaded, ", ".join(f"{n} {v}" for n, v in training.items()))
             history = MODELS[name].train(pair, batch, validation, checkpoint=out / CHECKPOINTS, **training)
     except KeyboardInterrupt:
-        print(f"Interrupted. To go on: ppgen train --resume {out}", file=sys.stderr, flush=True)
-        raise
-    except Exception:
-        if leads and not _was_saved(out):
-            _remove_begun(out)
+        print(f"Interrupted. To go on: ppgen train --resume {quote(str(out))}{more}", file=sys.stderr, flush=True)
         raise
     if leads:
         save_run(out, pair, recipe, data=source, training=training, history=history)
