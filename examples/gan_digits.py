@@ -22,12 +22,12 @@ def main(quick: bool, out: Path) -> None:
         num_classes=10,
         levels=levels,
     )
-    epochs = (2 if quick else 150) if name == "digits" else 6
+    epochs = (2 if quick else 150) if name == "digits" else 4
     history = train(Adversarial(gan), (digits.train, digits.train_labels), epochs=epochs, batch_size=100, seed=0)
     print({monitor: round(values[-1], 3) for monitor, values in history.monitors.items()})
 
     classifier = judge.train_classifier(
-        digits.train, digits.train_labels, levels=levels, epochs=(2 if quick else 30) if name == "digits" else 5
+        digits.train, digits.train_labels, levels=levels, epochs=(2 if quick else 30) if name == "digits" else 3
     )
     print(f"the classifier is right about {classifier.accuracy(digits.test, digits.test_labels):.1%} of the test data")
     drawn = sample(gan, 1000, torch.arange(1000) % 10, seed=0)
