@@ -523,6 +523,57 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(kind, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
 
 
+def put(state, path, value):
+    """A state with another value at a path of keys."""
+    if not path:
+        return value
+    if isinstance(state, dict):
+        return {**state, path[0]: put(state[path[0]], path[1:], value)}
+    return type(state)(put(v, path[1:], value) if i == path[0] else v for i, v in enumerate(state))
+
+
+HOSTILE = [
+    (("place", "epoch"), float("inf")),
+    (("place", "batch"), -3),
+    (("place", "steps"), 4),  # as if it were renamed
+    (("place", "history", "loss"), "x"),
+    (("place", "best_state"), [{"encoder": torch.zeros(3)}]),
+    (("run", "batch_size"), torch.zeros(0)),
+    (("generators",), [torch.zeros(3)]),  # which are set last of all
+    (("pair", 0, "posterior.net.net.0.weight"), "x"),
+    (
+        ("step", "optimizer", "state", 0, "exp_avg"),
+        torch.zeros(3, 3),
+    ),  # beyond the end of which a fused step would read
+    (("step", "optimizer", "state", 0, "exp_avg"), None),
+    (("step", "optimizer", "state", 0, "step"), torch.tensor(float("nan"))),
+    (("step", "optimizer", "param_groups", 0, "lr"), float("nan")),
+    (("step", "optimizer", "param_groups", 0, "amsgrad"), True),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), HOSTILE, ids=[".".join(map(str, path)) for path, _ in HOSTILE])
+def test_a_state_that_is_whole_and_false_is_refused_with_nothing_changed(path, value, tmp_path):
+    small(checkpoint=tmp_path)[1]()
+    checkpoints = Checkpoints(tmp_path)
+    state, newest = checkpoints.read(), checkpoints.newest
+    shutil.rmtree(newest)
+    checkpoints.write(int(newest.name), put(state, path, value))
+    pair, again = small(checkpoint=tmp_path, epochs=3)
+    before = [value.clone() for value in pair.state_dict().values()]
+    with pytest.raises(ValueError, match=f"({newest}|holds a run with)"):
+        again()
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
+
+
+def test_another_learning_rate_is_said_and_that_of_the_run_goes_on(tmp_path, caplog):
+    small(checkpoint=tmp_path)[1]()
+    _, again = small(checkpoint=tmp_path, epochs=3, optimizer=lambda p: torch.optim.Adam(p, lr=0.5, fused=True))
+    with caplog.at_level(logging.WARNING):
+        again()
+    assert "Goes on with lr=0.001 as the run had it; 0.5 was given." in caplog.text
+
+
 def test_other_versions_go_on_with_a_word(tmp_path, caplog):
     folder = write_one(tmp_path).newest
     manifest = json.loads((folder / "manifest.json").read_text())

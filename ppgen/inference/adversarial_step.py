@@ -147,6 +147,8 @@ class Adversarial:
             load_optimizer(optimizer, state["optimizers"][name])
         device = device_of(self.pair)
         self.monitors = {name: value.to(device) for name, value in state["monitors"].items()}
+        if any(value.numel() != 1 for value in self.monitors.values()) or min(state["seen"].values(), default=0) < 0:
+            raise ValueError("its monitors are not numbers")
         self.num_steps, self._seen = int(state["num_steps"]), {name: int(n) for name, n in state["seen"].items()}
 
     def _update(self, network: str, side: str, turn: Callable[..., Any], batch: Any) -> Tensor:

@@ -145,6 +145,8 @@ class EM:
         """Takes up what :meth:`state_dict` gave."""
         rate = _Rate(self.rate.num_parameters)
         vars(rate).update({name: int(state["rate"][name]) for name in vars(rate)})
+        if min(vars(rate).values()) < 0:
+            raise ValueError(f"its counts are {vars(rate)}")
         device = device_of(self.pair)
         self._statistics = {name: value.to(device) for name, value in state["statistics"].items()}
         self._epoch = [(float(loss), int(rows)) for loss, rows in state["epoch"]]

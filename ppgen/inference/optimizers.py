@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -36,26 +37,45 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            own = optimizer.state.get(parameter, {})
-            for name, value in own.items():
-                if not isinstance(value, Tensor):
-                    continue
-                if value.shape == parameter.shape:  # a fused step reads both in one order
-                    own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                elif group.get("fused") and value.numel() != 1:  # and would read beyond the end of this
-                    raise ValueError(
-                        f"{name} of its optimiser has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
-                    )
+            found = optimizer.state.get(parameter, {})
+            wanted = _after_a_step(optimizer, group, parameter) if found else None
+            if wanted is not None and _forms(found) != _forms(wanted):  # a fused step would read beyond the end
+                raise ValueError(f"the state of its optimiser is {_forms(found)} where it should be {_forms(wanted)}")
+            for name, value in found.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # a fused step reads both in one order
+                    found[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                elif _number(value) and not 0 <= value < math.inf:
+                    raise ValueError(f"its optimiser has made {name}={value} steps")
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any] | None:
+    """What one step of such an optimiser leaves for such a parameter; None if it cannot be tried."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim"):
+        return None
+    settings = {name: group[name] for name in inspect.signature(kind).parameters if name in group and name != "params"}
+    other = torch.zeros_like(parameter, requires_grad=True)
+    other.grad = torch.zeros_like(parameter)
+    try:
+        trial = kind([other], **settings)
+        trial.step()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return trial.state[other]
+
+
+def _forms(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for name, v in sorted(state.items())}
 
 
 def _alike(own: Any, theirs: Any) -> bool:
-    """Whether a setting is of the same kind, and finite if it is a number."""
+    """Whether a setting is the same, or another number."""
     if isinstance(own, tuple | list):
         kinds = isinstance(theirs, tuple | list) and len(own) == len(theirs)
         return kinds and all(_alike(a, b) for a, b in zip(own, theirs, strict=True))
     if _number(own):
         return _number(theirs) and math.isfinite(theirs)
-    return own is None or theirs is None or type(own) is type(theirs)
+    return type(own) is type(theirs) and own == theirs
 
 
 def _number(value: Any) -> bool:

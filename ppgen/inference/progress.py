@@ -79,6 +79,8 @@ class Place:
             for name, kind in kinds.items():
                 if not _is(getattr(owner, name), kind):
                     raise ValueError(f"its {name} is {getattr(owner, name)!r:.50}")
+        if not (place.history.best_epoch is None or _is(place.history.best_epoch, int)):
+            raise ValueError(f"its best epoch is {place.history.best_epoch!r:.50}")
         return place
 
     def check(self, num_batches: int, watched: bool) -> None:
