@@ -364,6 +364,18 @@ def test_a_signal_in_a_step_that_then_fails_is_not_lost(tmp_path):
         train(step, X, epochs=1, seed=5, progress=False, checkpoint=tmp_path)
 
 
+def test_a_second_signal_does_not_wait_and_leaves_nothing_half_written(monkeypatch, tmp_path):
+    def twice(path, content):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+    monkeypatch.setattr("ppgen.inference.checkpoint._write_synced", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(svi(vae()), X, epochs=1, seed=5, progress=False, checkpoint=tmp_path, checkpoint_every=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_sigterm_is_saved_for_too(tmp_path):
     stopped = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))

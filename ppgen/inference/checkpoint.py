@@ -117,7 +117,7 @@ class Checkpoints:
             return
         tensors: list[Tensor] = []
         packed = json.dumps(_packed(state, tensors, "state")).encode()
-        files = {STATE: packed, TENSORS: save({str(i): t for i, t in enumerate(tensors)})}
+        files = {STATE: packed, TENSORS: save(_apart(tensors))}
         temporary = self.folder / f".{final.name}.{os.getpid()}"
         try:
             for left in (p for p in self.folder.iterdir() if LEFT.fullmatch(p.name)):
@@ -133,8 +133,10 @@ class Checkpoints:
                 # Renamed first, so that nothing half removed has a checkpoint's name.
                 os.rename(old, self.folder / f".{old.name}.old")
                 shutil.rmtree(self.folder / f".{old.name}.old")
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             kept = f"the one of {self.newest} is whole" if self.newest else "there is none before it"
             raise OSError(
                 error.errno,
@@ -169,6 +171,9 @@ class Checkpoints:
             signal.signal(number, receive)
         try:
             yield
+        except KeyboardInterrupt:  # a second one, or what obey has raised
+            self._received.clear()
+            raise
         finally:
             restore()
             self.obey()  # what came after the last save, or broke something (workers of a loader hear a Ctrl-C, too)
@@ -207,8 +212,7 @@ def _sync(folder: Path) -> None:
 def _packed(value: Any, tensors: list[Tensor], where: str) -> Any:
     """A state as JSON: each tensor by its number, and the kinds of container that JSON does not tell apart named."""
     if isinstance(value, Tensor):
-        # A copy: two names of one memory, which safetensors refuses, are read back as two.
-        tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
+        tensors.append(value.detach().cpu())
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(value, dict):
         return {
@@ -223,6 +227,17 @@ def _packed(value: Any, tensors: list[Tensor], where: str) -> Any:
         f"{where} is {type(value).__name__}, which no checkpoint can hold: numbers, texts, tensors, and dictionaries, "
         "lists and tuples of them can."
     )
+
+
+def _apart(tensors: list[Tensor]) -> dict[str, Tensor]:
+    """Tensors by their numbers; two of one memory, which safetensors refuses, become two, and the others no copies."""
+    memories, apart = set(), {}
+    for i, tensor in enumerate(tensors):
+        memory = tensor.untyped_storage().data_ptr()
+        known = memory in memories or not tensor.is_contiguous()
+        apart[str(i)] = tensor.clone(memory_format=torch.contiguous_format) if known else tensor
+        memories.add(memory)
+    return apart
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:

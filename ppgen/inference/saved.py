@@ -139,6 +139,7 @@ class Saved:
         }
         if current().leads:
             self.files.write(place.steps, state)
+        gathered(None)  # once it is written
         self.files.obey()
 
 
