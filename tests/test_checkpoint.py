@@ -141,9 +141,9 @@ RUNS = {
         {},
     ),
     "SVI, a loss of Pyro's": (  # that guesses the nesting of plates in its first call
-        lambda: SVI(vae(), pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True)),
+        lambda: SVI(vae(), pyro.infer.TraceEnum_ELBO()),
         lambda: X,
-        {},
+        {"validation": X[:20]},
     ),
     "SVI, a validation loader": (
         lambda: svi(vae()),
@@ -311,6 +311,21 @@ def test_numbers_of_numpy_and_a_home_are_taken(monkeypatch, tmp_path):
             **whole_numbers,
         )
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["000000000002", "000000000004"]
+
+
+def test_a_second_run_is_kept_out_of_a_folder_in_use(tmp_path):
+    step = SVI(vae())
+    inner, refused = step.step, []
+
+    def step_beside_another_run(*batch):
+        with pytest.raises(ValueError, match=r"in use by another run: wait"):
+            train(SVI(vae()), X, epochs=1, batch_size=25, seed=5, progress=False, checkpoint=tmp_path)
+        refused.append(batch)
+        return inner(*batch)
+
+    step.step = step_beside_another_run
+    train(step, X, epochs=1, batch_size=25, seed=5, progress=False, checkpoint=tmp_path)
+    assert len(refused) == 2 and [p.name for p in tmp_path.iterdir()] == ["000000000002"]
 
 
 @pytest.mark.parametrize("given", ["", 3, True])

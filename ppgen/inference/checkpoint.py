@@ -22,6 +22,11 @@ from torch import Tensor
 
 from ppgen.files import check_manifest, parse_json, versions, write_manifest
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # as the standard library has it on Windows
+
 __all__ = ["Checkpoints"]
 
 log = logging.getLogger(__name__)
@@ -177,6 +182,30 @@ class Checkpoints:
         finally:
             restore()
             self.obey()  # what came after the last save, or broke something (workers of a loader hear a Ctrl-C, too)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a second run out of the folder: two would remove one another's checkpoints.
+
+        Raises:
+            ValueError: another run is in it.
+        """
+        path = self.folder / ".lock"
+        with open(path, "w") as file:
+            if fcntl is not None:  # on Windows nobody is kept out
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(
+                        f"checkpoint={str(self.folder)!r} is in use by another run: wait for its end, or choose "
+                        "another folder."
+                    ) from error
+                except OSError:  # a file system without locks
+                    log.info("%s cannot be locked.", path)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def obey(self, why: str = "") -> None:
         """Hands a signal that was received to whoever would have had it: Ctrl-C raises KeyboardInterrupt.

@@ -360,7 +360,10 @@ class _PyroLoss:
     @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         size = self._measured(model, guide, *batch).full_size or _length(batch)
-        return self.objective.differentiable_loss(model, guide, *batch) / size
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():  # without which TraceEnum_ELBO refuses to work, in validation, too
+            loss = self.objective.differentiable_loss(model, guide, *batch) / size
+        return loss if wanted else loss.detach()
 
     def __repr__(self) -> str:
         return f"{type(self.objective).__name__}()"

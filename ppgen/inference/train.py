@@ -113,6 +113,7 @@ def train(
     with (
         seeded(seed, device),
         training(pair, True),
+        nullcontext() if saved is None or not current().leads else saved.files.alone(),
         nullcontext() if saved is None else saved.files.signals(),
         bar(epochs, progress and current().leads) as report,
     ):
