@@ -135,6 +135,9 @@ def train(
                 give_way()
                 if saved is not None and place.batch < len(batches):
                     place.seconds = time.perf_counter() - began
+                    if saved.files.due and hasattr(step, "look"):  # what is saved is known to be good
+                        with located(place, len(batches), skip_nonfinite):
+                            step.look()
                     saved.within_epoch(place)
             if hasattr(step, "look"):  # updates on a GPU run ahead of the host
                 with located(place, len(batches), skip_nonfinite):
