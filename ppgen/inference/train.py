@@ -142,7 +142,10 @@ def train(
             if hasattr(step, "look"):  # updates on a GPU run ahead of the host
                 with located(place, len(batches), skip_nonfinite):
                     step.look()
-            history.loss.append(mean_loss(list(chain(*gathered([(float(v), n) for v, n in place.losses])))))
+            means = [(float(loss), rows) for loss, rows in place.losses]
+            if skip_nonfinite:  # what a GPU skipped by itself is among them
+                means = [(loss, rows) for loss, rows in means if math.isfinite(loss)]
+            history.loss.append(mean_loss(list(chain(*gathered(means)))))
             if watched is not None:
                 history.validation.append(mean_loss(spread(validate, enumerate(watched))))
                 _check_validation(history.validation[-1], place.epoch)
