@@ -1,5 +1,6 @@
 """The ladder of exact cases, that each rung notices what is broken, and the verdict on a user's own run."""
 
+import itertools
 import json
 import shutil
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.ops.rings import MapRing
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -17,14 +19,16 @@ from ppgen import cli
 from ppgen.catalogue import MODELS
 from ppgen.check import RUNGS, Rung, climb, trust
 from ppgen.files import write_manifest
-from ppgen.inference import weights
+from ppgen.inference import annealed, bidirectional, evaluation, likelihood, weights
 from ppgen.models import FactorAnalysis, GaussianMixture
 from ppgen.nn.masked import MaskedConv2d
 from ppgen.pair import Custom, data_plate
 from ppgen.runs import SCHEMA
 
+LONG = ("bidirectional", "bracketed", "num_processes")
 
-@pytest.mark.parametrize("name", RUNGS)
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in RUNGS])
 def test_the_rung_holds(name):
     before = torch.get_rng_state()
     rung = climb(name)
@@ -49,9 +53,11 @@ def with_a_factor(pair):
     """A likelihood with a factor left in."""
 
     def model(x=None):
-        pair.model(x)
-        with pyro.plate("rest", len(x), dim=-1):
-            pyro.sample("factor", dist.Normal(0.0, 1.0), obs=torch.zeros(len(x)))
+        drawn = pair.model(x)
+        if x is not None:
+            with pyro.plate("rest", len(x), dim=-1):
+                pyro.sample("factor", dist.Normal(0.0, 1.0), obs=torch.zeros(len(x)))
+        return drawn
 
     return Changed(pair, model=model)
 
@@ -120,11 +126,12 @@ BROKEN = {
     "discretized": Shifted,
     "autoregressive": seeing_all,
     "bidirectional": far_away,
+    "bracketed": with_a_factor,
     "num_processes": lambda x: 1 - x,
 }
 
 
-SLOW = ("num_processes", "flow_priors", "bidirectional", "quadrature")
+SLOW = ("num_processes", "flow_priors", "bidirectional", "bracketed", "quadrature")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BROKEN])
@@ -136,6 +143,50 @@ def test_the_rung_notices_what_is_broken(name):
 def test_a_scale_left_in_the_weights_is_noticed(monkeypatch):
     monkeypatch.setattr(weights, "log_prob", partial(weights.log_prob, scaled=True))
     assert climb("plate_scale").measured > 1
+
+
+def test_a_maximum_in_the_place_of_a_sum_over_values_is_noticed(monkeypatch):
+    monkeypatch.setattr(weights, "LogRing", MapRing)
+    assert not climb("enumerable").passed
+
+
+def first_samples_again(self, values, size):
+    """Every slice of a cell has the draws of the first."""
+    number = [min(self.slice_samples, size - start) for start in range(0, size, self.slice_samples)]
+    return [
+        (n, [v if at.axis is None else v.narrow(at.axis, 0, n) for v, at in zip(values, self._latents, strict=True)])
+        for n in number
+    ]
+
+
+def noise_of_the_call(calls):
+    return lambda seed, block, cell: next(calls)
+
+
+@pytest.mark.parametrize("bug", ["slices of the first draws", "noise that belongs to the call"])
+def test_an_estimate_that_depends_on_how_the_work_is_divided_is_noticed(bug, monkeypatch):
+    if bug == "slices of the first draws":
+        monkeypatch.setattr(evaluation.Weigher, "_slices", first_samples_again)
+    else:
+        monkeypatch.setattr(likelihood, "cell_seed", noise_of_the_call(itertools.count()))
+    assert not climb("chunking").passed
+
+
+def weighed_after_the_step(path, u, betas, kernel):
+    """Forward chains whose weights are taken where a step ends, and not where it begins."""
+    state = annealed._state(path, u)
+    log_w = torch.zeros_like(state.joint)
+    for t in range(1, len(betas)):
+        if t < len(betas) - 1:
+            state, _ = annealed._transition(path, state, betas[t], kernel.steps[t - 1], kernel.scale, 5)
+        log_w = log_w + (betas[t] - betas[t - 1]) * state.log_ratio
+    return log_w, None
+
+
+@pytest.mark.slow
+def test_weights_of_the_wrong_end_of_a_step_are_noticed_by_the_exact_value(monkeypatch):
+    monkeypatch.setattr(bidirectional, "forward", weighed_after_the_step)
+    assert climb("bracketed").measured > 0.05
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +219,7 @@ def checked(folder):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_verdict_on_a_run_and_on_one_whose_guide_is_spoiled(run, spoiled):
     good, bad = checked(run), checked(spoiled)
     assert good["verdict"] in ("believed", "lower bound only")
@@ -213,6 +265,38 @@ def test_discrete_latents_have_no_bounds_and_say_why():
     found = trust(GaussianMixture(3, 2), torch.randn(50, 2))
     assert found.bounds is None and "'k' is discrete" in str(found)
     assert found.verdict == "believed"
+
+
+def test_a_guide_that_cannot_be_widened_says_why():
+    """Draws of a class that are seldom right: nothing is continuous, and no chain moves."""
+
+    def model(x):
+        with data_plate(x):
+            k = pyro.sample("k", dist.Categorical(torch.ones(200)))
+            pyro.sample("x", dist.Normal(k.float(), 0.05), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("k", dist.Categorical(torch.ones(200)))
+
+    found = trust(Custom(model, guide), torch.arange(20.0) * 5, num_samples=500)
+    assert found.verdict != "believed" and found.reasons[0].startswith("k-hat is")
+    assert found.repaired is None and "draws nothing continuous" in found.not_repaired
+    assert f"the guide cannot be widened: {found.not_repaired}" in str(found)
+    assert "not applicable" in str(found) and found.summary()["not_repaired"] == found.not_repaired
+
+
+def test_bounds_start_from_the_prior_where_the_guide_is_far_from_the_models_own_data():
+    torch.manual_seed(0)
+    exact = FactorAnalysis(6, 2)
+
+    def far(x, mask=None):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(torch.full((len(x), 2), 30.0), 0.01).to_event(1))
+
+    found = trust(Changed(exact, guide=far), torch.randn(20, 6), num_simulated=5, num_temperatures=60, num_samples=100)
+    assert found.start == "prior" and found.bounds.gap < 1 < found.gap
+    assert found.verdict == "not to be believed" and 'start="prior"' in found.advice[0]
 
 
 def test_the_ladder_as_a_command(monkeypatch):

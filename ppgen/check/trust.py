@@ -75,9 +75,12 @@ class Trust:
         chunking: largest difference in nats between an estimate in slices of one sample, and one that is not.
         bounds: on data that the model drew; None where there are none.
         own: the estimate by importance sampling on the same drawn data.
-        repaired: on the data with the guide widened, where the plain one is not reliable and can be widened.
+        repaired: on the data with the guide widened, where the plain one is not reliable.
         calibration: of the guide, on drawn data.
         not_applicable: why bounds and calibration are missing, if they are.
+        not_repaired: why the guide could not be widened, if it could not.
+        start: what the chains of the bounds started from.
+        num_temperatures: of the bounds.
     """
 
     estimate: Estimate
@@ -87,6 +90,9 @@ class Trust:
     repaired: Estimate | None = None
     calibration: Calibration | None = None
     not_applicable: str = ""
+    not_repaired: str = ""
+    start: str = "guide"
+    num_temperatures: int = 0
 
     @property
     def gap(self) -> float:
@@ -103,14 +109,23 @@ class Trust:
         return ((self.bounds.upper - self.own.values).std() / math.sqrt(len(self.own.values))).item()
 
     @property
+    def reasons(self) -> list[str]:
+        """Why not to believe the estimate, if so: what k-hat and the gap say."""
+        found = []
+        if (above := (self.estimate.k_hat > 1).double().mean().item()) > 0.5:
+            found.append(f"k-hat is above 1 for {above:.0%} of the data, so that their weights have no mean to rely on")
+        elif self.estimate.is_lower_bound:
+            found.append(f"k-hat is good for {self.estimate.reliable_fraction:.0%} of the data, and 99 % would do")
+        if self.gap - 2 * self.gap_error > TIGHT:  # NaN compares as false: without bounds k-hat alone decides
+            found.append(f"on data of the model's own the estimate may be {self.gap:.2f} nats too low")
+        return found
+
+    @property
     def verdict(self) -> str:
         """``"believed"``, ``"lower bound only"`` or ``"not to be believed"``, from k-hat and the gap."""
-        sure = self.gap - 2 * self.gap_error  # NaN compares as false: without bounds k-hat alone decides
-        if sure > WIDE or (self.estimate.k_hat > 1).double().mean() > 0.5:
+        if self.gap - 2 * self.gap_error > WIDE or (self.estimate.k_hat > 1).double().mean() > 0.5:
             return "not to be believed"
-        if self.estimate.is_lower_bound or sure > TIGHT:
-            return "lower bound only"
-        return "believed"
+        return "lower bound only" if self.reasons else "believed"
 
     @property
     def advice(self) -> list[str]:
@@ -118,10 +133,15 @@ class Trust:
         if self.verdict == "believed":
             return []
         found = []
-        if self.bounds is not None and self.bounds.gap < min(TIGHT, self.gap):
-            found.append(
-                f"ppgen.inference.ais(pair, x): {self.bounds.method}, left a gap of {self.bounds.gap:.2f} nats"
-            )
+        if self.bounds is not None:
+            call = f'ppgen.inference.ais(pair, x, start="{self.start}", num_temperatures='
+            if self.bounds.gap < min(TIGHT, self.gap):
+                found.append(f"{call}{self.num_temperatures}): it left a gap of {self.bounds.gap:.2f} nats here")
+            elif self.bounds.gap < self.gap / 2:
+                found.append(
+                    f"{call}{4 * self.num_temperatures}): with {self.num_temperatures} it left a gap of "
+                    f"{self.bounds.gap:.2f} nats here, which falls with more of them"
+                )
         if self.repaired is not None and self.repaired.reliable_fraction > self.estimate.reliable_fraction:
             found.append(
                 "a widened proposal, ppgen.inference.repaired_log_likelihood(pair, x): "
@@ -129,9 +149,7 @@ class Trust:
             )
         if self.verdict == "lower bound only":
             found.append(f"more samples than S = {self.estimate.num_samples}")
-        if self.bounds is not None and self.bounds.gap >= TIGHT:
-            found.append(f"ppgen.inference.ais(pair, x) at more temperatures than here ({self.bounds.method})")
-        if self.verdict == "not to be believed":
+        else:
             found.append("a guide that is trained for longer, or a richer one")
         return found
 
@@ -140,6 +158,7 @@ class Trust:
         k = self.estimate.k_hat
         return {
             "verdict": self.verdict,
+            "reasons": self.reasons,
             "advice": self.advice,
             **self.estimate.summary(),
             "k_hat_quantiles": [_finite(v) for v in _quantiles(k)],
@@ -149,6 +168,7 @@ class Trust:
             "gap_standard_error": _finite(self.gap_error),
             "bounds": None if self.bounds is None else self.bounds.summary(),
             "repaired": None if self.repaired is None else self.repaired.summary(),
+            "not_repaired": self.not_repaired,
             "calibration": None if self.calibration is None else self.calibration.summary(),
             "not_applicable": self.not_applicable,
         }
@@ -165,19 +185,26 @@ class Trust:
             f"ELBO {e.elbo.mean():.2f} ≤ estimate {e.mean:.2f} for every datum: {below}",
             f"independent of slices: largest difference {self.chunking:.1g} nats",
         ]
+        if self.repaired is not None:
+            gained = self.repaired.mean - e.mean
+            lines.append(f"the guide widened: {gained:+.2f} nats, {self.repaired.reliable_fraction:.0%} reliable")
+        if self.not_repaired:
+            lines.append(f"the guide cannot be widened: {self.not_repaired}")
         if self.bounds is not None and self.own is not None:
             b = self.bounds
+            short = b.upper - self.own.values
             lines += [
-                f"data of the model's own: importance sampling {self.own.mean:.2f}, annealed {b.lower.mean():.2f}, "
-                f"upper bound {b.upper.mean():.2f}",
-                f"gap of importance sampling {self.gap:.3f} ± {self.gap_error:.3f}, of annealing {b.gap:.3f} ± "
-                f"{b.gap_standard_error:.3f} nats (N = {len(b.upper)})",
+                f"data of the model's own: between {b.lower.mean():.2f} and {b.upper.mean():.2f} nats (gap "
+                f"{b.gap:.3f} ± {b.gap_standard_error:.3f}, N = {len(b.upper)}), by {b.method}",
+                f"importance sampling there {self.own.mean:.2f}: {self.gap:.3f} ± {self.gap_error:.3f} nats below the "
+                f"upper bound, {short.median():.3f} for half of them",
             ]
         if self.calibration is not None:
             lines.append(f"the guide's calibration (no verdict): {self.calibration}")
         if self.not_applicable:
             lines.append(f"bounds from both sides and calibration: not applicable. {self.not_applicable}")
-        lines.append(f"Verdict: {self.verdict}.")
+        because = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        lines.append(f"Verdict: {self.verdict}{because}.")
         return "\n".join([*lines, *(f"  - try {advice}" for advice in self.advice)])
 
 
@@ -232,20 +259,45 @@ def trust(
     few = [member[:ROWS_OF_CHUNKS] for member in batch]
     whole, sliced = (log_likelihood(pair, *few, num_samples=250, seed=seed, memory=m).values for m in (None, 1))
     chunking = (whole - sliced).abs().max().item()
-    repaired = None
+    repaired, not_repaired = None, ""
     if estimate.is_lower_bound:
         try:
             repaired = repaired_log_likelihood(pair, *batch, num_samples=num_samples, seed=seed)
-        except (ValueError, TypeError, NotImplementedError):
-            repaired = None  # a guide that cannot be widened
+        except (ValueError, TypeError, NotImplementedError) as error:
+            not_repaired = _first_line(error)
     given = [member[:num_simulated] for member in context]
+    settings = {"num_chains": num_chains, "num_temperatures": num_temperatures, "seed": seed}
     try:
-        bounds = bdmc(pair, num_simulated, *given, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed)
+        bounds, start = _bounds(pair, num_simulated, given, settings)
         own = log_likelihood(pair, *bounds.data, num_samples=num_samples, seed=seed)
         calibration = _calibration(pair, context, seed)
     except (ValueError, TypeError, NotImplementedError) as error:
-        return Trust(estimate, chunking, repaired=repaired, not_applicable=str(error))
-    return Trust(estimate, chunking, bounds, own, repaired, calibration)
+        return Trust(
+            estimate, chunking, repaired=repaired, not_repaired=not_repaired, not_applicable=_first_line(error)
+        )
+    found = (estimate, chunking, bounds, own, repaired, calibration)
+    return Trust(*found, not_repaired=not_repaired, start=start, num_temperatures=num_temperatures)
+
+
+def _bounds(pair: Pair, n: int, context: Sequence[Tensor], settings: dict[str, int]) -> tuple[Bounds, str]:
+    """Bounds from the guide where these are tight; otherwise from the prior, on the same data, where those are tighter.
+
+    A guide can be far beside the posterior for a few of the model's own data, which look like no others; from there no
+    chain finds the way in time, and their bounds are far apart.
+    """
+    try:
+        first = bdmc(pair, n, *context, start="guide", **settings)
+    except ValueError:  # its density at a foreign value is not known, say
+        return bdmc(pair, n, *context, start="prior", **settings), "prior"
+    if first.gap < TIGHT:
+        return first, "guide"
+    second = bdmc(pair, n, *context, start="prior", **settings)
+    return (second, "prior") if second.gap < first.gap else (first, "guide")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the shapes that Pyro puts behind it."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _calibration(pair: Pair, context: Sequence[Tensor], seed: int) -> Calibration:
