@@ -127,6 +127,9 @@ def log_likelihood(
     with N, and with S only as its square root. The pair is evaluated in eval mode without gradients and given back as
     it was.
 
+    Discrete sites that the model alone has are summed out where they are marked for enumeration; those of the guide are
+    drawn and weighed, whatever mark they have, which changes the error and not the mean of the weights.
+
     Encoders run once for each 100 data, decoders on slices of samples that fit the memory; where there is much to do
     the pair's programs are compiled. Values are the same to the bit at the same settings and amount of data and
     samples, and to rounding (1e-4 nats) otherwise.
