@@ -21,12 +21,12 @@ NAMED = (ValueError, TypeError, FloatingPointError, NotImplementedError, OSError
 # Layers and distributions that stand where torch's own do say as torch does that shapes do not fit.
 AS_TORCH = {
     "nn.GatedLinear", "nn.GatedConv2d", "nn.DiagonalBiLSTM", "nn.RowLSTM", "nn.batched", "nn.feed",
-    "nn.spectrally_normalized", "pair.adapt", "pair.observed", "pair.sample",
+    "nn.spectrally_normalized", "pair.adapt", "pair.observed", "pair.sample", "decoders.Categorical",
 }  # fmt: skip
 
 # Public names that are nothing to call.
 NO_CALLS = {
-    "__version__": "a text",
+    **dict.fromkeys(["__version__", "MANIFEST"], "a text"),
     "Pair": "a protocol",
     "Binarization": "a type",
     **dict.fromkeys(["RUNGS", "DECODERS", "MODELS", "POSTERIORS", "PRIORS", "LOG_SCALE_RANGE"], "a table"),
@@ -106,8 +106,8 @@ def used(data, result):
         pair = vae()
         result(pair.model, pair.guide, torch.zeros(2, 6))
     elif isinstance(result, tnn.Module):
-        inputs = [data.draw(tensors()) for _ in range(data.draw(st.sampled_from([1, 1, 0, 2])))]
-        out = result(*inputs)
+        context = data.draw(st.lists(tensors(kinds=["normal", "binary", "huge", "missing"]), max_size=1))
+        out = result(*data.draw(st.lists(tensors(), max_size=1)), *context)
         if isinstance(out, Distribution):
             out.sample()
 

@@ -249,6 +249,8 @@ SHAPES = {
     "transposed": refused(real, fitted(R.T), "60", "6", "reshape"),
     "one-dimensional": refused(real, fitted(R[:, 0]), "(20,)", "6"),
     "one-dimensional for a mixture": refused(mixture, lambda p: train(EM(p), R[:, 0], **QUIET), "(20,)", "6"),
+    "as many numbers as a datum has": refused(real, fitted(R[0]), "'x'", "(6,)", "unsqueeze(0)"),
+    "the same, evaluated": refused(real, lambda p: log_likelihood(p, R[0]), "'x'", "(6,)", "unsqueeze(0)"),
     "a single number": refused(real, fitted(torch.tensor(3.0)), "data", "single number"),
     "a flat image": refused(images, fitted(torch.zeros(60, 64)), "(1, 8, 8)", "64"),
     "channels last": refused(images, fitted(torch.zeros(60, 8, 8, 1)), "(1, 8, 8)", "8, 8, 1"),

@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
 from ppgen.inference.members import as_member, check_members
-from ppgen.inference.programs import sites
+from ppgen.inference.programs import check_axes, sites
 from ppgen.inference.sequences import Packed, by_rows
 
 __all__ = ["Rows", "checked_rows"]
@@ -103,6 +103,8 @@ def observed_supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     observed = sites(model_trace)
+    check_axes(sites(guide_trace), "guide")
+    check_axes(observed, "model")
     warn_of_probabilities(pair, observed)
     found = []
     for name, site in observed.items():

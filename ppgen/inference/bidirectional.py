@@ -28,7 +28,7 @@ from ppgen.inference.batches import checked_rows
 from ppgen.inference.likelihood import CELL_DATA, cell_seed
 from ppgen.inference.modes import evaluating
 from ppgen.inference.paths import Path, Start
-from ppgen.inference.programs import device_batch, sites
+from ppgen.inference.programs import check_pair, device_batch, sites
 from ppgen.pair import Pair
 
 __all__ = ["Bounds", "bdmc"]
@@ -143,6 +143,7 @@ def bdmc(
         >>> bounds.gap < 1
         True
     """
+    check_pair(pair)
     check_numbers(start, n=n, num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     betas = temperatures(num_temperatures)
     rows = checked_rows(context) if context else None

@@ -48,13 +48,17 @@ def device_of(pair: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def dtype_of(pair: Any) -> torch.dtype | None:
-    """The floating type of a pair's parameters and buffers; None for a pair that has none."""
-    for module in modules_of(pair):
-        for tensor in chain(module.parameters(), module.buffers()):
-            if tensor.is_floating_point():
-                return tensor.dtype
-    return None
+def dtype_of(pair: Any, given: set[torch.dtype]) -> torch.dtype | None:
+    """The floating type of a pair's parameters and buffers, where data of these types have to be brought into it.
+
+    None where they are of it, and where the pair has none or several.
+    """
+    tensors = (t for module in modules_of(pair) for t in chain(module.parameters(), module.buffers()))
+    types = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    first = next(types, None)
+    if first is None or given <= {first} or set(types) - {first}:  # asked at every step: the first will do mostly
+        return None
+    return first
 
 
 def checked_seed(seed: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -128,6 +129,18 @@ def check_axes(found: dict[str, Any], where: str) -> None:
                 "no plate: every datum would be combined with every other. Data have one axis of rows, (N, *event): "
                 "leave out axes of length 1 between them (x.squeeze(1), x.flatten(1)), or declare the rest an event "
                 "(.to_event)."
+            )
+        event, value = tuple(site["fn"].event_shape), site["value"]
+        if (
+            own
+            and site["is_observed"]
+            and math.prod(event)
+            and isinstance(value, Tensor)
+            and 0 < len(event) >= value.dim()
+        ):
+            raise ValueError(
+                f"The {where}'s site {name!r} observes a value of shape {tuple(value.shape)}, and one datum has the "
+                f"shape {event}: data have an axis of rows before it. Give a single datum as x.unsqueeze(0)."
             )
 
 
@@ -369,7 +382,9 @@ def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
 
 def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
     """A batch moved to where the pair is, floats in the precision of its parameters."""
-    device, dtype = device_of(pair), dtype_of(pair)
+    tensors: list[Any] = [member for member in batch if isinstance(member, Tensor | PackedSequence)]
+    device = device_of(pair)
+    dtype = dtype_of(pair, {member.data.dtype for member in tensors if member.data.is_floating_point()})
 
     def placed(member: Any) -> Any:
         if not isinstance(member, Tensor | PackedSequence):

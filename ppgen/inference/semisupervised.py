@@ -16,7 +16,7 @@ from ppgen.inference.likelihood import log_likelihood
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating
 from ppgen.inference.predict import _Mean
-from ppgen.inference.programs import Program, device_batch
+from ppgen.inference.programs import Program, check_pair, device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -112,6 +112,7 @@ def classify(pair: Pair, x: Tensor, *, num_samples: int | None = None, batch_siz
         >>> classify(ssvae, torch.zeros(5, 64)).shape
         torch.Size([5, 10])
     """
+    check_pair(pair)
     rows = checked_rows(x)
     found = []
     with evaluating(pair, seed):

@@ -220,6 +220,8 @@ def _features(real: Tensor, generated: Tensor, features: Features | None, at_lea
         if len(rows) < at_least:
             raise ValueError(f"{name} has {len(rows)} rows, and this measure needs at least {at_least}.")
         x = (rows if features is None else in_parts(features, rows)).detach().cpu().double().flatten(1)
+        if not x.shape[1]:
+            raise ValueError(f"{name} has no features: its shape is {tuple(rows.shape)}.")
         if not bool(x.isfinite().all()):
             raise ValueError(f"{name} has features that are NaN or infinite, first in row {_first_bad(x)}.")
         found.append(x)

@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from .gated import GatedLinear
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, positive_integer, rescale
+from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, positive_integer, rescale
 
 Layer = Callable[..., nn.Module]
 
@@ -115,7 +115,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self.in_shape = _image("ConvNet", "in_shape", in_shape)
         self.out_shape = as_shape(out_shape, "out_shape")
-        self.context_dim = context_dim
+        self.context_dim = natural_number("context_dim", context_dim)
         self.levels = levels
         padding = _padding(kernel_size)
         self.convolutions = nn.Sequential(
@@ -183,7 +183,7 @@ class DeconvNet(nn.Module):
         super().__init__()
         self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = _image("DeconvNet", "out_shape", out_shape)
-        self.context_dim = context_dim
+        self.context_dim = natural_number("context_dim", context_dim)
         padding = _padding(kernel_size)
         channels = tuple(positive_integer("channels", c) for c in channels)
         if not channels:

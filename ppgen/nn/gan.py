@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .conv import _halvings, _image
-from .shapes import Shape, batched, check_event, flatten_event, positive_integer
+from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, positive_integer, rescale
 
 Norm = Callable[[int], nn.Module]
 
@@ -54,9 +54,9 @@ class DCGANGenerator(nn.Module):
         norm: Norm | None = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        self.in_shape = (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
+        self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = _image("DCGANGenerator", "out_shape", out_shape)
-        self.context_dim = context_dim
+        self.context_dim = natural_number("context_dim", context_dim)
         channels = _channels("DCGANGenerator", channels)
         sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
         self.smallest = (channels[0], *sizes[0])
@@ -72,6 +72,7 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, *context: Tensor) -> Tensor:
         width = prod(self.in_shape) + self.context_dim
+        z = rescale(z, None, self.dense.weight.dtype)
         z = flatten_event(z, context, self.in_shape, width, f"DCGANGenerator(in_shape={self.in_shape})")
         return batched(self.convolutions, self.dense(z).unflatten(-1, self.smallest), 3)
 
@@ -125,7 +126,7 @@ class DCGANDiscriminator(nn.Module):
         super().__init__()
         self.in_shape = _image("DCGANDiscriminator", "in_shape", in_shape)
         self.out_shape = (out_shape,) if isinstance(out_shape, int) else tuple(out_shape)
-        self.context_dim = context_dim
+        self.context_dim = natural_number("context_dim", context_dim)
         channels = _channels("DCGANDiscriminator", channels)
         sizes = _halvings(self.in_shape[1:], len(channels))
         layers: list[nn.Module] = []

@@ -101,7 +101,9 @@ class MaskedConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, field: Field) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.field = in_channels, out_channels, field
+        self.in_channels = positive_integer("in_channels", in_channels)
+        self.out_channels = positive_integer("out_channels", out_channels)
+        self.field = field
         mask = torch.tensor(field.rows)
         self.height, self.width = mask.shape
         self.margins = field.centre, self.width - 1 - field.centre  # columns seen to the left and to the right
@@ -144,6 +146,8 @@ class Pointwise(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int = 1, bias: bool = True) -> None:
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            positive_integer(name, channels)
         super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias)
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .shapes import Shape, as_shape, flatten_event, rescale
+from .shapes import Shape, as_shape, flatten_event, natural_number, rescale
 
 
 class MLP(nn.Module):
@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
         self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = as_shape(sizes[-1], "out_shape")
-        self.context_dim = context_dim
+        self.context_dim = natural_number("context_dim", context_dim)
         self.levels = levels
         hidden = [prod(as_shape(size, "a hidden width")) for size in sizes[:-1]]
         widths = [prod(self.in_shape) + context_dim, *hidden]

@@ -156,12 +156,19 @@ def flatten_event(x: Tensor, context: Sequence[Tensor], in_shape: tuple[int, ...
 
 
 def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
-    """Data as a network likes them: integer levels 0, ..., levels - 1 mapped to [-1, 1], integers made floating."""
+    """Data as a network likes them: levels 0, ..., levels - 1 mapped to [-1, 1], in the type of their weights."""
     if levels is not None and positive_integer("levels", levels) < 2:
         raise ValueError(f"levels must be at least 2, 0 and 1, got {levels}.")
-    if not x.is_floating_point():
+    if x.dtype != dtype:
         x = x.to(dtype)
     return x if levels is None else x * (2 / (levels - 1)) - 1
+
+
+def natural_number(name: str, value: object) -> int:
+    """The value, if it is a whole number of at least 0; otherwise a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 0:
+        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}.")
+    return operator.index(value)
 
 
 def positive_integer(name: str, value: object) -> int:
