@@ -37,7 +37,7 @@ class Case(NamedTuple):
 CASES = {
     "acgan": Case("none", {}, {"epochs": 3}),
     "gan": Case("none", {}, {"epochs": 4}),
-    "wgan": Case("none", {}, {"epochs": 3}),
+    "wgan": Case("none", {}, {"epochs": 5}),
     "wgan-gp": Case("none", {}, {"epochs": 8}),
     "vqvae": Case("none", {"decoder": "logistic"}, {"epochs": 2, "prior_epochs": 3, "batch_size": 32}),
     "pixelcnn": Case("dynamic", {"num_layers": 4, "filters": 24}, {"epochs": 1, "batch_size": 16}),
