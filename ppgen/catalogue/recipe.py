@@ -197,6 +197,8 @@ class Recipe:
             count = getattr(self, name)
             if count is not None and _size(name, count) < 2:
                 raise ValueError(f"{name} must be at least 2, or None, got {count}.")
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings must be a dictionary of the builder's keywords, got {self.settings!r}.")
         for name in self.settings:
             lookup(f"setting of {self.model}", name, known)
         filled = {name: self.settings.get(name, p.default) for name, p in known.items()}

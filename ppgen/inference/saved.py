@@ -61,7 +61,7 @@ class Saved:
             return
         folder, before = self.files.folder, self._state["run"]
         for name, value in self.facts.items():
-            if type(before.get(name)) is not type(value) or before[name] != value:
+            if name not in before or type(before[name]) is not type(value) or before[name] != value:
                 other = "other data" if name in data else f"{name}={before.get(name)!r}, and this call {name}={value!r}"
                 raise ValueError(
                     f"checkpoint={str(folder)!r} holds a run with {other} (in {name}): give what it began with to "
