@@ -96,7 +96,8 @@ def named(call, folder):
     try:
         call()
     except (ValueError, FileNotFoundError) as error:
-        assert str(folder if (folder / "config.json").exists() else folder.parent) in str(error), f"does not name its file: {error!r}"
+        owner = folder if (folder / "config.json").exists() else folder.parent
+        assert str(owner) in str(error), f"does not name its file: {error!r}"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -295,3 +296,16 @@ def test_data_that_are_none_are_refused_by_name(run, data):
     changed(run, lambda config: config.__setitem__("data", data))
     status, error = command("evaluate", run, "--num-samples", "2")
     assert status == 2 and "config.json" in error
+
+
+def test_the_current_folder_stands_in_for_nothing_that_is_installed(run, tmp_path):
+    """A file that has the name of a library, where the command is given."""
+    for name in ("sklearn", "scipy", "PIL", "matplotlib", "safetensors"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    code = "import sys; sys.path = [p for p in sys.path if p]; from ppgen import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "evaluate", str(run), "--num-samples", "2"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert "Error" in done.stderr and done.returncode == 2, done.stderr  # digits are not of the run's shape
+    assert not (tmp_path / "it ran").exists()

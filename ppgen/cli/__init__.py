@@ -54,7 +54,7 @@ def list_parts() -> None:
 def main() -> None:
     """The entry point: bad input ends in one line and exit status 2, without a traceback."""
     logging.captureWarnings(True)
-    sys.path.insert(0, os.getcwd())  # parts of the user's own are looked for where the command is given
+    sys.path.append(os.getcwd())  # parts of the user's own are looked for where the command is given, but nothing else
     try:
         status = app(standalone_mode=False)
     except KeyboardInterrupt:
