@@ -180,7 +180,7 @@ def spectrally_normalized(net: nn.Module) -> nn.Module:
 
     Example:
         >>> layer = spectrally_normalized(nn.Linear(20, 30)).eval()
-        >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 2)
+        >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 1)
         1.0
     """
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
