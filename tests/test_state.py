@@ -1,8 +1,13 @@
 """What belongs to the process stays as it was: under calls, from thread to thread, from process to process."""
 
+import contextlib
+import doctest
+import importlib
 import itertools
 import json
 import logging
+import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -19,6 +24,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.runtime import _PYRO_STACK
 
+import ppgen
 from ppgen import decoders, inference, judge, models, nn, posteriors, priors
 from ppgen.compare import compare
 from ppgen.data import load
@@ -260,3 +266,19 @@ def test_a_seed_gives_the_same_in_a_fresh_process():
     assert done.returncode == 0, done.stderr
     here = json.loads(json.dumps({name: work() for name, work in WORK.items()}))
     assert json.loads(done.stdout) == here
+
+
+@pytest.mark.slow
+def test_no_doctest_changes_the_process_but_by_what_it_draws():
+    """The doctests are the calls that the documentation shows: all of them, one after the other, in this process."""
+    names = [m.name for m in pkgutil.walk_packages(ppgen.__path__, "ppgen.") if not m.name.endswith("__main__")]
+    modules = [importlib.import_module(name) for name in names]
+    import torch._inductor  # noqa: F401  # whose import, torch's own, changes the filters of warnings
+
+    before = everything()
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        for module in modules:
+            doctest.testmod(module, optionflags=flags)
+    after = everything()
+    assert {key for key in before if before[key] != after[key]} <= {"torch's generator"}
