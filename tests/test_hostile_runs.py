@@ -298,6 +298,7 @@ def test_data_that_are_none_are_refused_by_name(run, data):
     assert status == 2 and "config.json" in error
 
 
+@pytest.mark.slow
 def test_the_current_folder_stands_in_for_nothing_that_is_installed(run, tmp_path):
     """A file that has the name of a library, where the command is given."""
     for name in ("sklearn", "scipy", "PIL", "matplotlib", "safetensors"):

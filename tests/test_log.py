@@ -80,6 +80,7 @@ def test_a_run_into_files_has_no_control_characters(tmp_path):
     assert f"loss {history['loss'][1]:.2f}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals here")
 def test_on_a_terminal_there_is_a_bar_and_the_log_is_the_same(tmp_path):
     import pty
