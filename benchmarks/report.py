@@ -61,7 +61,7 @@ def em(r: Results) -> dict[str, float]:
 
 
 def pixelcnn(network: str, images: int, r: Results) -> float:
-    ratio: float = r.cell("pixelcnn_sampling", network=network, images=images)["ratio"]
+    ratio: float = r.cell("pixelcnn_sampling", network=network, images=images, size=28)["ratio"]
     return ratio
 
 
