@@ -385,7 +385,7 @@ def test_a_second_signal_does_not_wait_and_leaves_nothing_half_written(monkeypat
         signal.raise_signal(signal.SIGINT)
         raise AssertionError
 
-    monkeypatch.setattr("ppgen.inference.checkpoint._write_synced", twice)
+    monkeypatch.setattr("ppgen.inference.checkpoint.write_bytes", twice)
     with pytest.raises(KeyboardInterrupt):
         train(svi(vae()), X, epochs=1, seed=5, progress=False, checkpoint=tmp_path, checkpoint_every=0)
     assert not list(tmp_path.iterdir())
@@ -701,43 +701,3 @@ def test_killed_at_any_moment_of_saving_nothing_is_lost(times, tmp_path):
     assert done.returncode == 0, done.stderr
     killed, newest, left = map(int, done.stdout.split())
     assert killed == times and newest >= times and left <= 4
-
-
-# Steps that are not finite
-
-
-class Breaking(torch_nn.Module):
-    """A decoder that gives NaN for its calls numbered so."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.net, self.at, self.calls = nn.MLP(2, 8, 16), at, 0
-
-    def forward(self, z):
-        self.calls += self.training and torch.is_grad_enabled()
-        return self.net(z) * (float("nan") if self.training and self.calls in self.at else 1.0)
-
-
-def breaking(at):
-    torch.manual_seed(1)
-    return models.VAE(priors.StandardNormal(2), decoders.Bernoulli(Breaking(at)), posteriors.DiagNormal(Dropped()))
-
-
-def test_a_step_that_is_not_finite_is_named_and_moves_nothing():
-    good, bad = breaking([]), breaking([6])
-    fit(good, X, epochs=1, batch_size=10, seed=5, progress=False)
-    with pytest.raises(FloatingPointError, match=r"Epoch 2, batch 1 of 5 \(step 6\): .*the model's site 'x'.*Likely"):
-        fit(bad, X, epochs=2, batch_size=10, seed=5, progress=False)
-    for a, b in zip(good.state_dict().values(), bad.state_dict().values(), strict=True):
-        assert torch.equal(a, b)  # buffers of batch normalisation, too
-
-
-def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(caplog):
-    pair = breaking([3, 4, 8])
-    with caplog.at_level(logging.WARNING):
-        history = fit(pair, X, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)
-    assert history.skipped == 3 and len(history.loss) == 2
-    assert "Epoch 2, batch 3 of 5 (step 8) is skipped" in caplog.text
-    assert all(value.isfinite().all() for value in pair.state_dict().values())
-    with pytest.raises(FloatingPointError, match="batch 5 of 5"):  # a whole epoch of them is no training
-        fit(breaking(range(1, 99)), X, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)

@@ -1,6 +1,7 @@
 """A loss or a gradient that is not finite never reaches a parameter or a buffer, however a model is trained."""
 
 import copy
+import logging
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from ppgen.inference.adversarial import wasserstein_gp
 NOISE = torch.Generator().manual_seed(0)
 X = torch.randn(80, 4, generator=NOISE)
 IMAGES = torch.rand(80, 1, 4, 4, generator=NOISE)
+BITS = (X[:50] > 0).float()
 HUGE = 1e37  # a number like any other, whose square is none
 
 
@@ -189,3 +191,40 @@ def test_a_validation_loss_that_is_not_finite_is_an_error():
     with pytest.raises(FloatingPointError, match=r"validation loss after epoch 1 is (inf|nan)"):
         fit(pair, X, validation=Batches(X, {3}), epochs=2, seed=0, progress=False)
     assert all(value.isfinite().all() for value in pair.state_dict().values())
+
+
+class Breaking(tnn.Module):
+    """A decoder that gives NaN for its calls numbered so."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.net, self.at, self.calls = nn.MLP(2, 8, 4), at, 0
+
+    def forward(self, z):
+        self.calls += self.training and torch.is_grad_enabled()
+        return self.net(z) * (float("nan") if self.training and self.calls in self.at else 1.0)
+
+
+def breaking(at):
+    torch.manual_seed(1)
+    return models.VAE(priors.StandardNormal(2), decoders.Bernoulli(Breaking(at)), posteriors.DiagNormal(net(4, 4)))
+
+
+def test_a_step_that_is_not_finite_is_named_and_moves_nothing():
+    good, bad = breaking([]), breaking([6])
+    fit(good, BITS, epochs=1, batch_size=10, seed=5, progress=False)
+    with pytest.raises(FloatingPointError, match=r"Epoch 2, batch 1 of 5 \(step 6\): .*the model's site 'x'.*Likely"):
+        fit(bad, BITS, epochs=2, batch_size=10, seed=5, progress=False)
+    for a, b in zip(good.state_dict().values(), bad.state_dict().values(), strict=True):
+        assert torch.equal(a, b)  # buffers of batch normalisation, too
+
+
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(caplog):
+    pair = breaking([3, 4, 8])
+    with caplog.at_level(logging.WARNING):
+        history = fit(pair, BITS, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)
+    assert history.skipped == 3 and len(history.loss) == 2
+    assert "Epoch 2, batch 3 of 5 (step 8) is skipped" in caplog.text
+    assert all(value.isfinite().all() for value in pair.state_dict().values())
+    with pytest.raises(FloatingPointError, match="batch 5 of 5"):  # a whole epoch of them is no training
+        fit(breaking(range(1, 99)), BITS, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)

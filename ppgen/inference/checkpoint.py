@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ppgen.files import check_manifest, parse_json, versions, write_manifest
+from ppgen.files import check_manifest, parse_json, versions, write_bytes, write_manifest
 
 try:
     import fcntl
@@ -129,7 +129,7 @@ class Checkpoints:
                 shutil.rmtree(left)
             temporary.mkdir()
             for name, content in files.items():
-                _write_synced(temporary / name, content)
+                write_bytes(temporary / name, content)
             write_manifest(temporary, files, SCHEMA)
             _sync(temporary)
             os.rename(temporary, final)
@@ -218,13 +218,6 @@ class Checkpoints:
             saved = f"{newest} holds the run after {int(newest.name):,} steps" if newest else "nothing was saved yet"
             log.warning("Stopped by %s; %s%s.", signal.Signals(self._received[0]).name, saved, why)
             signal.raise_signal(self._received.pop(0))
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
