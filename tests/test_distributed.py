@@ -263,6 +263,13 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path):
     assert "did not come within 5 s" in done.stderr
 
 
+def test_a_group_is_over_at_its_end_and_another_can_follow(shared):
+    """Its threads, were they left, would now and then abort the process at its exit."""
+    for found in shared:
+        assert not [name for name in found["threads"] if "gloo" in name]
+        assert found["once more"] == list(range(len(shared)))
+
+
 @pytest.mark.slow
 def test_stochastic_pairs_reach_the_same_bound(tmp_path):
     one = torch.tensor(run("seeds"))
@@ -291,6 +298,11 @@ def test_a_grid_in_two_processes_is_the_grid_in_one(tmp_path, monkeypatch, capsy
     assert (tmp_path / "1" / "samples.png").read_bytes() == (tmp_path / "2" / "samples.png").read_bytes()
 
 
+def threads():
+    """Names of this process's threads; none where there is no /proc."""
+    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, folder = sys.argv[1], Path(sys.argv[2])
@@ -299,4 +311,9 @@ if __name__ == "__main__":
             if group.rank == 1:
                 time.sleep(100)
             gathered(0)
-        torch.save(run(what), folder / f"{what}-{group.rank}.pt")
+        found = run(what)
+    if what == "experiments":
+        found["threads"] = threads()
+        with processes(timeout=120.0) as group:
+            found["once more"] = gathered(group.rank)
+    torch.save(found, folder / f"{what}-{group.rank}.pt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import os
 import sys
 import time
@@ -48,6 +50,7 @@ class Processes:
 
 
 ALONE = Processes()
+_groups = itertools.count()
 _sharing: ContextVar[Processes] = ContextVar("processes", default=ALONE)
 
 
@@ -85,8 +88,11 @@ def processes(timeout: float = 300.0) -> Iterator[Processes]:
     if current().count > 1 or any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         yield current()
         return
+    # First imported inside, this module's default arguments would keep the group, and its threads abort at the exit.
+    importlib.import_module("torch.distributed.nn.functional")
     wait = timedelta(seconds=timeout)
     store, rank, count = next(dist.rendezvous("env://", timeout=wait))
+    store = dist.PrefixStore(f"group {next(_groups)}", store)  # what an earlier group has left there is not this one's
     dist.init_process_group(_engine(), store=store, rank=rank, world_size=count, timeout=wait)
     token = _sharing.set(Processes(rank, count, timeout))
     try:
