@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import sys
@@ -89,7 +88,8 @@ def processes(timeout: float = 300.0) -> Iterator[Processes]:
         yield current()
         return
     # First imported inside, this module's default arguments would keep the group, and its threads abort at the exit.
-    importlib.import_module("torch.distributed.nn.functional")
+    import torch.distributed.nn.functional  # noqa: F401
+
     wait = timedelta(seconds=timeout)
     store, rank, count = next(dist.rendezvous("env://", timeout=wait))
     store = dist.PrefixStore(f"group {next(_groups)}", store)  # what an earlier group has left there is not this one's

@@ -7,6 +7,7 @@ would be baked in, and programs that come out differently each time.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -132,9 +133,11 @@ class Graph:
         from torch._inductor import compile as inductor  # takes a second to import, and eager never needs it
 
         held = self.held
+        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        _fuse_biases(module.graph)
         try:
             with torch.no_grad():
-                code = inductor(self.module, [*inputs, *held], options=OPTIONS)
+                code = inductor(module, [*inputs, *held], options=OPTIONS)
         except Exception as error:  # of many kinds, and whichever it is, eager is right
             raise CannotTrace(f"the compiler failed: {_first_line(error)}") from error
         return lambda *given: code(*given, *held)[: self.num_outputs]
@@ -234,3 +237,25 @@ def _fuse_noise(graph: fx.Graph) -> None:
             node.replace_all_uses_with(noise)
             graph.erase_node(node)
             graph.erase_node(empty)
+
+
+def _fuse_biases(graph: fx.Graph) -> None:
+    """On a CPU a layer's bias as an operation of its own, which becomes part of the loop of what follows.
+
+    In ``addmm`` it is a copy into every row, made before the product. As a sum the compiler would turn it into an
+    ``addmm`` again; it leaves the difference, which has the same numbers.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.addmm.default or node.kwargs:
+            continue
+        if not node.meta["val"].is_cpu or node.meta["val"].dtype not in (torch.float32, torch.float64):
+            continue  # lower precisions would be rounded twice
+        bias, a, b = node.args
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mm.default, (a, b))
+            negative = graph.call_function(aten.neg.default, (bias,))
+            difference = graph.call_function(aten.sub.Tensor, (product, negative))
+        product.meta = difference.meta = dict(node.meta)
+        negative.meta = dict(bias.meta)
+        node.replace_all_uses_with(difference)
+        graph.erase_node(node)

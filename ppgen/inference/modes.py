@@ -40,12 +40,18 @@ def set_trained(step: Any, states: Sequence[dict[str, Tensor]]) -> None:
                 parameter.copy_(value)
 
 
+def first_tensor(pair: Any) -> Tensor | None:
+    """A parameter of a pair, or else a buffer, that speaks for all; None for a pair that has neither."""
+    for module in modules_of(pair):
+        for tensor in chain(module.parameters(), module.buffers()):
+            return tensor
+    return None
+
+
 def device_of(pair: Any) -> torch.device:
     """Where a pair's parameters and buffers are; the CPU for a pair that has none."""
-    for module in modules_of(pair):
-        for tensor in chain(module.parameters(), module.buffers()):  # asked at every step: the first will do
-            return tensor.device
-    return torch.device("cpu")
+    first = first_tensor(pair)
+    return torch.device("cpu") if first is None else first.device
 
 
 def dtype_of(pair: Any, given: set[torch.dtype]) -> torch.dtype | None:

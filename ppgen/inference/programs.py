@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.utils.rnn import PackedSequence
 
-from ppgen.inference.modes import device_of, dtype_of, seeded, training, unmoved
+from ppgen.inference.modes import device_of, dtype_of, first_tensor, seeded, training, unmoved
 from ppgen.inference.turns import in_turn
 from ppgen.pair import tracing, unadapted
 
@@ -382,6 +382,8 @@ def _num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
 
 def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
     """A batch moved to where the pair is, floats in the precision of its parameters."""
+    if (first := first_tensor(pair)) is not None and all(_is_like(member, first) for member in batch):
+        return tuple(batch)
     tensors: list[Any] = [member for member in batch if isinstance(member, Tensor | PackedSequence)]
     device = device_of(pair)
     dtype = dtype_of(pair, {member.data.dtype for member in tensors if member.data.is_floating_point()})
@@ -393,3 +395,12 @@ def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
         return movable.to(device, dtype if movable.data.is_floating_point() else None)
 
     return tuple(placed(member) for member in batch)
+
+
+def _is_like(member: Any, first: Tensor) -> bool:
+    """Whether nothing has to be done to a member of a batch: asked at every step."""
+    return (
+        isinstance(member, Tensor)
+        and member.device == first.device
+        and (member.dtype == first.dtype or not member.is_floating_point())
+    )

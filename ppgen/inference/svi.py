@@ -197,7 +197,7 @@ class SVI:
                 parameter.grad = None  # its memory, which the caches still hold, serves the next one
             before = self._buffers()
             loss, whole, found = self._gradients(batch)
-            if not torch.isfinite(whole):
+            if not math.isfinite(whole.item()):
                 error = self._explain(loss, batch)
                 for buffer, value in before:
                     buffer.copy_(value)
