@@ -19,7 +19,7 @@ from ppgen.inference import evaluation, graphs, log_likelihood
 from ppgen.inference.evaluation import Weigher
 from ppgen.inference.likelihood import CELL_SAMPLES
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import measure
+from ppgen.inference.structure import measure
 from ppgen.inference.weights import weigh
 from ppgen.models import Custom
 from ppgen.pair import data_plate

@@ -10,19 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
+from ppgen.inference.checks import check_pair
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import (
-    Structure,
-    check_pair,
-    device_batch,
-    log_prob,
-    measure,
-    programs,
-    run_guide,
-    sites,
-)
+from ppgen.inference.programs import device_batch, log_prob, per_datum, run_guide, sites
 from ppgen.inference.repeated import Given
-from ppgen.inference.weights import per_datum
+from ppgen.inference.structure import Structure, measure, programs
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]

@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ppgen.inference.checks import check_axes
 from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
 from ppgen.inference.members import as_member, check_members
-from ppgen.inference.programs import check_axes, sites
+from ppgen.inference.programs import sites
 from ppgen.inference.sequences import Packed, by_rows
 
 __all__ = ["Rows", "checked_rows"]

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppgen.inference.graphs import CannotTrace, Graph, trace
-from ppgen.inference.programs import PARTICLES, Structure, run_guide, run_model
+from ppgen.inference.programs import PARTICLES, run_guide, run_model
+from ppgen.inference.structure import Structure
 from ppgen.inference.weights import log_joint, log_proposal, weigh
 from ppgen.pair import Pair
 
@@ -100,7 +101,7 @@ class Weigher:
         """The log weights of a block, as a function of the number of samples s in a cell: shape (s, N).
 
         One sample is weighed in eager first, so that whatever is wrong with the block or the pair is said by Pyro and
-        by :func:`ppgen.inference.programs.check`, which graphs leave out.
+        by :func:`ppgen.inference.checks.check`, which graphs leave out.
         """
         rehearsed = self._rehearse(block)
         if not self.structure.random:  # every sample would be the same

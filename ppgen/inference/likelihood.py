@@ -19,8 +19,9 @@ from ppgen.inference.fingerprint import fingerprint
 from ppgen.inference.hygiene import check_observed, warn_of_probabilities, watching_modes
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import checked_seed, device_of, evaluating, seeded
-from ppgen.inference.programs import device_batch, measure, programs, run, sites
+from ppgen.inference.programs import device_batch, run, sites
 from ppgen.inference.psis import TailAccumulator, k_hat_limit
+from ppgen.inference.structure import measure, programs
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

@@ -14,10 +14,12 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppgen.inference.programs import Program, Structure, check_names, frame_of_data, log_prob, measure, run, sites
+from ppgen.inference.checks import check_names
+from ppgen.inference.programs import Program, frame_of_data, log_prob, per_datum, run, sites
 from ppgen.inference.schedules import Schedule
+from ppgen.inference.structure import Structure, measure
 from ppgen.inference.turns import in_turn
-from ppgen.inference.weights import per_datum, weigh
+from ppgen.inference.weights import weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted
 

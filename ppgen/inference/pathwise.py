@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ppgen.distributions import Mixture
 from ppgen.inference.losses import Measured
 from ppgen.inference.modes import modules_of
-from ppgen.inference.programs import PARTICLES, Program, Structure, log_prob, sites
+from ppgen.inference.programs import PARTICLES, Program, log_prob, sites
+from ppgen.inference.structure import Structure
 from ppgen.inference.weights import combine, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import unadapted

@@ -23,19 +23,10 @@ from ppgen.inference.likelihood import CELL_DATA, Estimate, cell_seed, log_likel
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating, seeded
 from ppgen.inference.moves import Coordinates, Move, Repaired, moved, moves
-from ppgen.inference.programs import (
-    Structure,
-    device_batch,
-    log_prob,
-    measure,
-    programs,
-    run,
-    run_guide,
-    sites,
-    support,
-)
+from ppgen.inference.programs import device_batch, log_prob, per_datum, run, run_guide, sites, support
 from ppgen.inference.repeated import Given
-from ppgen.inference.weights import combine, per_datum, weigh
+from ppgen.inference.structure import Structure, measure, programs
+from ppgen.inference.weights import combine, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

@@ -17,20 +17,14 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
+from ppgen.inference.checks import check, check_pair
 from ppgen.inference.hygiene import warn_of_train_mode
-from ppgen.inference.programs import Program, Structure, check, check_pair, log_prob, measure, programs, run, sites
+from ppgen.inference.programs import Program, log_prob, per_datum, run, sites
+from ppgen.inference.structure import Structure, measure, programs
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["log_weights"]
-
-
-def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
-    """A site's log-probability summed over every plate but particles and data: shape (S, N)."""
-    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)
-    if nesting > 1:
-        value = value.sum(tuple(range(-nesting, -1)))
-    return value.expand(num_particles, num_data)
 
 
 def _enumerated(
