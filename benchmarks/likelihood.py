@@ -33,8 +33,8 @@ from ppgen.inference import log_likelihood
 from ppgen.inference.evaluation import Weigher
 from ppgen.inference.likelihood import CELL_DATA, CELL_SAMPLES
 from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import measure
 from ppgen.inference.psis import TailAccumulator
+from ppgen.inference.structure import measure
 
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 LATENT, HIDDEN, DATA = 40, 300, 784

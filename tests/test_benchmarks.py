@@ -33,6 +33,19 @@ def test_cells_are_measured_once(script, options, num_cells, tmp_path, monkeypat
     assert json.loads(out.read_text())["cells"] == cells
 
 
+@pytest.mark.slow
+def test_lower_precision_is_compared_with_float32_image_by_image(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "precision.json"
+    few = ["--data", "digits", "--epochs", "2", "--seeds", "2", "--data-count", "50", "--threads", "1"]
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["precision.py", *few, "--out", str(out)])
+    runpy.run_path(str(BENCHMARKS / "precision.py"), run_name="__main__")
+    full, half = json.loads(out.read_text())["cells"]
+    assert full["precision"] == "float32" and full["difference_nats"] == 0 < full["deviation_of_float32"]
+    assert half["precision"] == "bf16" and 0 < abs(half["difference_nats"]) < 2
+    assert all(cell["standard_error"] > 0 for cell in half["seeds"])
+
+
 def test_the_papers_errors_stand_beside_those_of_mnist_only(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = runpy.run_path(str(BENCHMARKS / "semi_supervised.py"))["table"]
