@@ -228,7 +228,8 @@ def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out
         return names
     if recipe.model != "ae":  # which has nothing to draw from
         drawn = sample(pair, 64, *recipe.context(64), mean=True, seed=seed)
-        plots.images(visible(drawn, recipe), out / "samples.png", title="means of p(x | z), z from the prior")
+        title = "means of p(x | z), z from the prior" if MODELS[recipe.model].reconstructs else "samples"
+        plots.images(visible(drawn, recipe), out / "samples.png", title=title)
         names.append("samples.png")
     if MODELS[recipe.model].reconstructs:
         labels = None if loaded.test_labels is None else loaded.test_labels[:32]
