@@ -2,7 +2,7 @@
 
 import torch
 
-from ppgen import nn, posteriors, priors
+from ppgen import decoders, models, nn, posteriors, priors
 
 WIDTH = 3  # of the context that posteriors take
 
@@ -74,3 +74,24 @@ CONDITIONAL_PRIORS = {
     "nsf": lambda d: priors.Flow.nsf(d, context_dim=WIDTH, hidden=(16,), coupling=True),
     "autoregressive": lambda d: priors.Autoregressive(d, context_dim=WIDTH, hidden=(16,)),
 }
+
+
+class Dropped(torch.nn.Module):
+    """An encoder with batch normalisation and dropout, of 16 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(0.3),
+            torch.nn.Linear(8, 4),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x.float())
+
+
+def normalised(event_shape=(16,)):
+    """A VAE whose steps move buffers and draw masks."""
+    return models.VAE(
+        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, event_shape)), posteriors.DiagNormal(Dropped())
+    )

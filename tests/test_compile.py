@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
+from parts import normalised
 from torch import nn as torch_nn
 
 from ppgen import decoders, models, nn, posteriors, priors
@@ -44,26 +45,6 @@ CLASSES = torch.arange(6) % 3
 
 def recipe(model="vae", kind="binary", **settings):
     return Recipe(model, (1, 4, 4), LEVELS[kind], 3, settings)
-
-
-class Dropped(torch_nn.Module):
-    """An encoder with batch normalisation and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = torch_nn.Sequential(
-            torch_nn.Flatten(), torch_nn.Linear(16, 8), torch_nn.BatchNorm1d(8), torch_nn.ReLU(), torch_nn.Dropout(0.3),
-            torch_nn.Linear(8, 4),
-        )  # fmt: skip
-
-    def forward(self, x):
-        return self.net(x.float())
-
-
-def normalised():
-    return models.VAE(
-        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, (1, 4, 4))), posteriors.DiagNormal(Dropped())
-    )
 
 
 def subsampled():
@@ -144,7 +125,7 @@ TABLE = {
     "density": (recipe("density", latent_dim=2, hidden=(4,)), iwae(3), None, None),
     "gmm, enumerated model": (recipe("gmm", "real", num_components=3), elbo(), None, None),
     "fa": (recipe("fa", "real", latent_dim=2), elbo(), None, None),
-    "batch normalisation and dropout": (normalised, elbo(), DATA["binary"], None),
+    "batch normalisation and dropout": (lambda: normalised((1, 4, 4)), elbo(), DATA["binary"], None),
     "a subsampled plate of a user's": (subsampled, elbo(), DATA["real"], None),
     "a branch on data": (reads_the_host, elbo(), DATA["real"], "values on the host"),
     "a counter": (counts_its_calls, elbo(), DATA["real"], "not the same at every call"),
