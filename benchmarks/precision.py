@@ -78,6 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.epochs < 2:
         raise SystemExit(f"--epochs {args.epochs}: at least 2, since the first one compiles and is not timed.")
+    if args.seeds < 2:
+        raise SystemExit(f"--seeds {args.seeds}: at least 2, or nothing says how far two runs lie apart.")
     if args.device == "cuda" and not torch.cuda.is_available():
         print("cuda: not measured (torch sees no GPU)")
         return
@@ -95,7 +97,7 @@ def main() -> None:
             gap = f"{cell['difference_nats']:+.3f} ± {cell['standard_error']:.3f} nats"
             found = f"{cell['log_likelihood']:.2f} ({gap}), {cell['time_ratio']:.2f} of the time"
             print(f"seed {seed}, {cell['precision']}: {found}", flush=True)
-    spread = _deviation([cell["log_likelihood"] for cell in own["float32"]])
+    spread = round(statistics.stdev(cell["log_likelihood"] for cell in own["float32"]), 3)
     for name, cells in own.items():
         gaps = [cell["difference_nats"] for cell in cells]
         record.add(
@@ -104,14 +106,10 @@ def main() -> None:
             threads=torch.get_num_threads(),
             seeds=cells,
             difference_nats=round(statistics.mean(gaps), 3),
-            deviation_of_seeds=_deviation(gaps),
+            standard_error=round(statistics.stdev(gaps) / len(gaps) ** 0.5, 3),
             deviation_of_float32=spread,
-            time_ratio=round(statistics.median(cell["time_ratio"] for cell in cells), 3),
+            time_ratio=sorted(cell["time_ratio"] for cell in cells),
         )
-
-
-def _deviation(values: list[float]) -> float | None:
-    return round(statistics.stdev(values), 3) if len(values) > 1 else None
 
 
 if __name__ == "__main__":

@@ -189,20 +189,21 @@ def samples(results: Results) -> list[str]:
 
 
 def precisions(results: Results) -> list[str]:
-    """What lower precision in training does to the test data's likelihood."""
-    cells = [cell for cell in results.file("precision")["cells"] if cell["precision"] != "float32"]
-    if not cells:
-        return [f"Lower precision in training: {NOT_MEASURED}."]
-    lines = ["| matrix products in training | log p(x) − float32's, nats | seeds | float32 from seed to seed | time |"]
+    """What lower precision in training does to the test data's likelihood: of each setting the latest."""
+    cells = {(c["precision"], c["device"], c["data"], c["epochs"]): c for c in results.file("precision")["cells"]}
+    lines = [
+        "| matrix products in training | log p(x) − float32's, nats | seeds | float32's deviation | time / float32's |"
+    ]
     lines.append("|---|---|---|---|---|")
-    for c in cells:
+    for (precision, device, name, epochs), c in cells.items():
+        if precision == "float32":
+            continue
         results._note(c)
-        gap = f"{c['difference_nats']:+.2f} ± {c['deviation_of_seeds'] / len(c['seeds']) ** 0.5:.2f}"
-        what = f"{c['precision']}, {c['data']}, {c['epochs']} epochs, {c['device']}"
-        lines.append(
-            f"| {what} | {gap} | {len(c['seeds'])} | ± {c['deviation_of_float32']:.2f} | {c['time_ratio']:.2f} |"
-        )
-    if not any(c["device"] == "cuda" for c in cells):
+        gap = f"{c['difference_nats']:+.2f} ± {c['standard_error']:.2f}"
+        times = f"{c['time_ratio'][0]:.2f} to {c['time_ratio'][-1]:.2f}"
+        what = f"{precision}, {name}, {epochs} epochs, {device}"
+        lines.append(f"| {what} | {gap} | {len(c['seeds'])} | {c['deviation_of_float32']:.2f} | {times} |")
+    if not any(device == "cuda" for _, device, _, _ in cells):
         lines.append(f"| tf32 and bf16, one GPU | {NOT_MEASURED} | | | |")
     return lines
 

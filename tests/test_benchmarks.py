@@ -46,6 +46,18 @@ def test_lower_precision_is_compared_with_float32_image_by_image(tmp_path, monke
     assert all(cell["standard_error"] > 0 for cell in half["seeds"])
 
 
+def test_the_latest_cell_of_each_precision_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = runpy.run_path(str(BENCHMARKS / "report.py"))
+    about = {"device": "cpu", "data": "mnist", "epochs": 10, "standard_error": 0.2, "deviation_of_float32": 0.4}
+    about |= {"seeds": [{}, {}], "time_ratio": [0.5, 0.75], "precision": "bf16"}
+    cells = [about | {"difference_nats": -1.0}, about | {"difference_nats": -0.5}, about | {"precision": "float32"}]
+    (tmp_path / "precision.json").write_text(json.dumps({"cells": cells}))
+    rows = report["precisions"](report["Results"](tmp_path))[2:]
+    assert rows[0] == "| bf16, mnist, 10 epochs, cpu | -0.50 ± 0.20 | 2 | 0.40 | 0.50 to 0.75 |"
+    assert "one GPU | not measured" in rows[1] and len(rows) == 2
+
+
 def test_the_papers_errors_stand_beside_those_of_mnist_only(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = runpy.run_path(str(BENCHMARKS / "semi_supervised.py"))["table"]

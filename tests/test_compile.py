@@ -434,6 +434,41 @@ def test_a_gradient_that_is_not_finite_reaches_no_parameter():
 
 
 @pytest.mark.parametrize("compile", [False, True])
+def test_a_gradient_in_half_precision_is_finite_where_its_sum_is_not(compile):
+    """Norms of 235,200 entries: a sum of their absolute values would be beyond float16."""
+    pair = models.VAE(
+        priors.StandardNormal(2), decoders.Normal(nn.MLP(2, 300, 784), scale=0.2), posteriors.DiagNormal(nn.MLP(784, 4))
+    ).half()
+    svi = SVI(pair, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-5), compile=compile)
+    svi.step(torch.rand(5, 784).half())
+    gradient = torch.cat([p.grad.flatten() for p in svi.parameters])
+    assert gradient.isfinite().all() and not gradient.abs().sum(dtype=torch.float16).isfinite()
+
+
+@pytest.mark.slow
+def test_a_layers_bias_is_part_of_the_loop_that_follows():
+    """An addmm would copy it into every row before the product: compiled code has none, the graph in eager has."""
+    pair = small_vae()
+
+    def layers(x):
+        return [pair.decoder.net(pair.posterior.net(x)[:, :2])]
+
+    graph = graphs.trace(layers, [X])
+    for run, product in ((graph.compile([X]), "mm"), (lambda x: graph.module(x, *graph.held), "addmm")):
+        called = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None, called=called):
+                called.append(func.overloadpacket.__name__)
+                return func(*args, **(kwargs or {}))
+
+        with torch.no_grad(), Watch():
+            found = run(X)[0]
+        assert [name for name in called if name.endswith("mm")] == [product] * 4
+        assert torch.allclose(found, layers(X)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, True])
 def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
     """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
     losses = {}

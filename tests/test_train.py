@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as networks
 from ppgen.inference import SVI, elbo, fit, iwae, train, warmup
+from ppgen.inference.batches import Rows, Shuffled
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -243,3 +244,26 @@ def test_a_parameter_that_appears_late_is_an_error():
     with pytest.raises(ValueError, match="'late' appeared only after the first step"):
         for _ in range(3):
             step.step(torch.randn(5))
+
+
+def test_the_order_of_rows_is_where_they_are_before_the_first_batch():
+    """On a GPU an index of the host's would be copied batch by batch, and each copy waits for the device."""
+
+    class Member:
+        def __init__(self):
+            self.places = []
+
+        def __len__(self):
+            return 25
+
+        def __getitem__(self, index):
+            self.places.append(index.device.type)
+            return torch.zeros(len(index))
+
+    member = Member()
+    rows = Rows((member,))
+    order = torch.Generator().manual_seed(0)
+    assert len(list(Shuffled(rows, 10, order))) == 3 and member.places == ["cpu"] * 3
+    rows.place = torch.device("meta")
+    list(Shuffled(rows, 10, order))
+    assert member.places[3:] == ["meta"] * 3

@@ -10,9 +10,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_pair
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import device_batch, log_prob, per_datum, run_guide, sites
+from ppgen.inference.refusals import check_pair
 from ppgen.inference.repeated import Given
 from ppgen.inference.structure import Structure, measure, programs
 from ppgen.pair import Pair

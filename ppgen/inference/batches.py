@@ -14,21 +14,27 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from ppgen.inference.checks import check_axes
 from ppgen.inference.distributed import own_part
 from ppgen.inference.hygiene import warn_of_probabilities
 from ppgen.inference.members import as_member, check_members
 from ppgen.inference.programs import sites
+from ppgen.inference.refusals import check_axes
 from ppgen.inference.sequences import Packed, by_rows
 
 __all__ = ["Rows", "checked_rows"]
 
 
 class Rows:
-    """Members of equal length, read together by rows: tensors, or anything that gives a tensor when indexed by rows."""
+    """Members of equal length, read together by rows: tensors, or anything that gives a tensor when indexed by rows.
+
+    Attributes:
+        members: what is read.
+        place: where an index of rows is wanted.
+    """
 
     def __init__(self, members: Sequence[Any]) -> None:
         self.members = tuple(members)
+        self.place = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.members[0])
@@ -41,6 +47,8 @@ class Rows:
         tensors = [member for member in self.members if isinstance(member, Tensor)]
         if device.type == "cuda" and 2 * sum(t.nbytes for t in tensors) < torch.cuda.mem_get_info(device)[0]:
             self.members = tuple(m.to(device) if isinstance(m, Tensor) else m for m in self.members)
+            if len(tensors) == len(self.members):
+                self.place = device
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Any, ...]]:
         """Every row once, in this order or as they stand; the last batch may be short."""
@@ -258,7 +266,8 @@ class Shuffled:
         """The batches of a pass after those that are done, which are not read."""
         if self.generator is None:
             return self.rows.batches(self.batch_size)
-        order = torch.randperm(len(self.rows), generator=self.generator)
+        # To where the rows are at once: an index on the host, batch by batch, would make the host wait for the device.
+        order = torch.randperm(len(self.rows), generator=self.generator).to(self.rows.place)
         return (self.rows(own_part(index)) for index in order.split(self.batch_size)[done:])
 
 

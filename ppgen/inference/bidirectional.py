@@ -25,11 +25,11 @@ from ppgen.inference.annealed import (
     temperatures,
 )
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_pair
 from ppgen.inference.likelihood import CELL_DATA, cell_seed
 from ppgen.inference.modes import evaluating
 from ppgen.inference.paths import Path, Start
 from ppgen.inference.programs import device_batch, sites
+from ppgen.inference.refusals import check_pair
 from ppgen.pair import Pair
 
 __all__ = ["Bounds", "bdmc"]

@@ -48,7 +48,7 @@ def gradients(loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tenso
         found = torch.autograd.grad(value, wanted, allow_unused=True)
     value = value.detach()
     # Norm by norm, which a compiler writes as loops: torch's norm of a list is one call of its own for each.
-    whole = value + sum(torch.linalg.vector_norm(g, 1) for g in found if g is not None)
+    whole = value + sum(torch.linalg.vector_norm(g) for g in found if g is not None)
     rest = iter(found)
     return Gradients(value, whole, [next(rest) if p.requires_grad else None for p in parameters])
 

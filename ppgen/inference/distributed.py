@@ -87,7 +87,8 @@ def processes(timeout: float = 300.0) -> Iterator[Processes]:
     if current().count > 1 or any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         yield current()
         return
-    # First imported inside, this module's default arguments would keep the group, and its threads abort at the exit.
+    # Imported while there is a group, the next module keeps it in its default arguments: threads of a group that is
+    # never over now and then abort the process at its exit.
     import torch.distributed.nn.functional  # noqa: F401
 
     wait = timedelta(seconds=timeout)

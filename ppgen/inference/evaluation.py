@@ -101,7 +101,7 @@ class Weigher:
         """The log weights of a block, as a function of the number of samples s in a cell: shape (s, N).
 
         One sample is weighed in eager first, so that whatever is wrong with the block or the pair is said by Pyro and
-        by :func:`ppgen.inference.checks.check`, which graphs leave out.
+        by :func:`ppgen.inference.refusals.check`, which graphs leave out.
         """
         rehearsed = self._rehearse(block)
         if not self.structure.random:  # every sample would be the same

@@ -17,10 +17,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_pair
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import PARTICLES, device_batch, frame_of_data, run, run_guide, sites
 from ppgen.inference.psis import k_hat_limit
+from ppgen.inference.refusals import check_pair
 from ppgen.inference.structure import Structure, measure
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair

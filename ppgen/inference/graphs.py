@@ -133,9 +133,9 @@ class Graph:
         from torch._inductor import compile as inductor  # takes a second to import, and eager never needs it
 
         held = self.held
-        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
-        _fuse_biases(module.graph)
         try:
+            module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+            _fuse_biases(module.graph)
             with torch.no_grad():
                 code = inductor(module, [*inputs, *held], options=OPTIONS)
         except Exception as error:  # of many kinds, and whichever it is, eager is right
@@ -255,7 +255,7 @@ def _fuse_biases(graph: fx.Graph) -> None:
             product = graph.call_function(aten.mm.default, (a, b))
             negative = graph.call_function(aten.neg.default, (bias,))
             difference = graph.call_function(aten.sub.Tensor, (product, negative))
-        product.meta = difference.meta = dict(node.meta)
+        product.meta, difference.meta = dict(node.meta), dict(node.meta)
         negative.meta = dict(bias.meta)
         node.replace_all_uses_with(difference)
         graph.erase_node(node)

@@ -12,9 +12,9 @@ from torch.distributions import Independent
 
 from ppgen.inference.aggregate import energy_distance, mutual_information_and_kl
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_pair
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import device_batch, log_prob, per_datum, run, sites
+from ppgen.inference.refusals import check_pair
 from ppgen.inference.structure import measure, programs
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted

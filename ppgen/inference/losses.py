@@ -14,8 +14,8 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppgen.inference.checks import check_names
 from ppgen.inference.programs import Program, frame_of_data, log_prob, per_datum, run, sites
+from ppgen.inference.refusals import check_names
 from ppgen.inference.schedules import Schedule
 from ppgen.inference.structure import Structure, measure
 from ppgen.inference.turns import in_turn

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppgen.inference.checks import check_pair
 from ppgen.inference.modes import modules_of
+from ppgen.inference.refusals import check_pair
 from ppgen.pair import Pair
 
 __all__ = ["Masked", "masked"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check
 from ppgen.inference.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import device_batch, log_prob, run, sites
+from ppgen.inference.refusals import check
 from ppgen.inference.structure import check_vectorized, measure
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted

@@ -12,8 +12,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.inference.checks import check
 from ppgen.inference.programs import is_point, log_prob, per_datum, run, sites, support
+from ppgen.inference.refusals import check
 from ppgen.inference.repeated import Given, Repeated
 from ppgen.inference.structure import measure, programs
 from ppgen.pair import Pair

@@ -12,10 +12,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_axes
 from ppgen.inference.masks import masked
 from ppgen.inference.modes import evaluating
 from ppgen.inference.programs import device_batch, sites
+from ppgen.inference.refusals import check_axes
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

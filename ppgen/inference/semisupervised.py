@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppgen.inference.batches import checked_rows
-from ppgen.inference.checks import check_pair
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.inference.losses import as_loss, elbo
 from ppgen.inference.modes import evaluating
 from ppgen.inference.predict import _Mean
 from ppgen.inference.programs import Program, device_batch
+from ppgen.inference.refusals import check_pair
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.checks import check_axes, num_data
 from ppgen.inference.modes import seeded, training, unmoved
 from ppgen.inference.programs import Program, device_of_batch, frame_of_data, is_point, log_prob, per_datum, run, sites
+from ppgen.inference.refusals import check_axes, num_data
 from ppgen.inference.repeated import Repeated
 from ppgen.pair import tracing
 

@@ -17,9 +17,9 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-from ppgen.inference.checks import check, check_pair
 from ppgen.inference.hygiene import warn_of_train_mode
 from ppgen.inference.programs import Program, log_prob, per_datum, run, sites
+from ppgen.inference.refusals import check, check_pair
 from ppgen.inference.structure import Structure, measure, programs
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
