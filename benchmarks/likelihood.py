@@ -30,11 +30,11 @@ from torch.nn import Module
 
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import log_likelihood
-from ppgen.inference.evaluation import Weigher
-from ppgen.inference.likelihood import CELL_DATA, CELL_SAMPLES
-from ppgen.inference.modes import evaluating
-from ppgen.inference.psis import TailAccumulator
-from ppgen.inference.structure import measure
+from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES
+from ppgen.inference.evaluation.psis import TailAccumulator
+from ppgen.inference.evaluation.weigher import Weigher
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.structure import measure
 
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 LATENT, HIDDEN, DATA = 40, 300, 784

@@ -34,7 +34,7 @@ from reproduced import NOT_RUN, insert, table
 from ppgen import posteriors
 from ppgen.decoders import bits_per_dim
 from ppgen.inference import dreg, elbo, fit, iwae, latent_report, log_likelihood
-from ppgen.inference.checkpoint import Checkpoints
+from ppgen.inference.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reproduce"

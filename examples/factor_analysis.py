@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from ppgen import data, models, plots
-from ppgen.inference import impute, log_likelihood, train
-from ppgen.inference.em import EM
+from ppgen.inference import EM, impute, log_likelihood, train
 
 
 def main(quick: bool, out: Path) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppgen import decoders, models, nn, posteriors, priors
-from ppgen.inference import fit, iwae, log_likelihood, train
-from ppgen.inference.em import EM
+from ppgen.inference import EM, fit, iwae, log_likelihood, train
 
 NOISE, TURN = 0.08, 3 * math.pi
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ppgen.inference import Estimate, latent_report, log_likelihood
-from ppgen.inference.fingerprint import check_same_data
+from ppgen.inference.execution.fingerprint import check_same_data
 from ppgen.pair import Pair
 
 __all__ = ["Comparison", "Difference", "compare", "paired_difference", "rank"]

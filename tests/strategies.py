@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, Adversarial, Estimate, History
-from ppgen.inference.adversarial import nonsaturating
+from ppgen.inference.training.adversarial import nonsaturating
 from ppgen.judge import Classifier
 
 # Small things to call with.

@@ -11,10 +11,10 @@ from torch import nn
 
 from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as nets
-from ppgen.inference import annealed
-from ppgen.inference.annealed import ais
-from ppgen.inference.bidirectional import bdmc
-from ppgen.inference.paths import Path
+from ppgen.inference.evaluation import annealed
+from ppgen.inference.evaluation.annealed import ais
+from ppgen.inference.evaluation.bidirectional import bdmc
+from ppgen.inference.evaluation.paths import Path
 from ppgen.models import Custom, FactorAnalysis
 from ppgen.pair import data_plate
 

@@ -19,7 +19,8 @@ from ppgen import cli
 from ppgen.catalogue import MODELS
 from ppgen.check import RUNGS, Rung, climb, trust
 from ppgen.files import write_manifest
-from ppgen.inference import annealed, bidirectional, evaluation, likelihood, weights
+from ppgen.inference.evaluation import annealed, bidirectional, likelihood, weigher
+from ppgen.inference.programs import weights
 from ppgen.models import FactorAnalysis, GaussianMixture
 from ppgen.nn.masked import MaskedConv2d
 from ppgen.pair import Custom, data_plate
@@ -166,7 +167,7 @@ def noise_of_the_call(calls):
 @pytest.mark.parametrize("bug", ["slices of the first draws", "noise that belongs to the call"])
 def test_an_estimate_that_depends_on_how_the_work_is_divided_is_noticed(bug, monkeypatch):
     if bug == "slices of the first draws":
-        monkeypatch.setattr(evaluation.Weigher, "_slices", first_samples_again)
+        monkeypatch.setattr(weigher.Weigher, "_slices", first_samples_again)
     else:
         monkeypatch.setattr(likelihood, "cell_seed", noise_of_the_call(itertools.count()))
     assert not climb("chunking").passed

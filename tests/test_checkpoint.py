@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppgen import decoders, models, nn, priors
 from ppgen.data.binarize import DynamicBinarization
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, train, warmup
-from ppgen.inference.adversarial import wasserstein_gp
+from ppgen.inference.training.adversarial import wasserstein_gp
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
 REAL = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -350,7 +350,7 @@ def test_a_second_signal_does_not_wait_and_leaves_nothing_half_written(monkeypat
         signal.raise_signal(signal.SIGINT)
         raise AssertionError
 
-    monkeypatch.setattr("ppgen.inference.checkpoint.write_bytes", twice)
+    monkeypatch.setattr("ppgen.inference.training.checkpoint.write_bytes", twice)
     with pytest.raises(KeyboardInterrupt):
         train(svi(normalised()), X, epochs=1, seed=5, progress=False, checkpoint=tmp_path, checkpoint_every=0)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from parts import normalised
 
 from ppgen import decoders, files, models, nn, posteriors, priors
 from ppgen.inference import elbo, fit, train
-from ppgen.inference.checkpoint import Checkpoints
+from ppgen.inference.training.checkpoint import Checkpoints
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
 
@@ -232,7 +232,7 @@ def test_a_limit_of_the_system_is_no_different(tmp_path):
     """A file that grows too large, as a full disk would have it, in a process of its own."""
     script = """
 import resource, sys, torch
-from ppgen.inference.checkpoint import Checkpoints
+from ppgen.inference.training.checkpoint import Checkpoints
 c = Checkpoints(sys.argv[1])
 c.write(1, {"a": torch.zeros(10)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -258,7 +258,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
 
 KILLED = """
 import os, random, signal, sys, time, torch
-from ppgen.inference.checkpoint import Checkpoints
+from ppgen.inference.training.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 folder, times = sys.argv[1], int(sys.argv[2])

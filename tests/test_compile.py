@@ -27,9 +27,9 @@ from ppgen.inference import (
     stratified,
     warmup,
 )
-from ppgen.inference.compiled import Compiled, gradients
-from ppgen.inference.losses import as_loss
-from ppgen.inference.replayed import Replayed
+from ppgen.inference.execution.replayed import Replayed
+from ppgen.inference.losses.loss import as_loss
+from ppgen.inference.training.compiled import Compiled, gradients
 
 SMALL = {"latent_dim": 2, "num_components": 3, "hidden": (4,)}
 NOISE = torch.Generator().manual_seed(0)
@@ -229,8 +229,8 @@ def test_long_runs_compile_of_themselves_and_short_ones_do_not(monkeypatch):
             super().__init__(*arguments)
             self.reason = "asked only"
 
-    monkeypatch.setattr("ppgen.inference.svi.Compiled", Asked)
-    monkeypatch.setattr(sys.modules["ppgen.inference.fit"], "WORTH_COMPILING", 6)
+    monkeypatch.setattr("ppgen.inference.training.svi.Compiled", Asked)
+    monkeypatch.setattr(sys.modules["ppgen.inference.training.fit"], "WORTH_COMPILING", 6)
     fit(small_vae(), X, epochs=1, batch_size=5, seed=0, progress=False)
     assert not asked
     fit(small_vae(), X, epochs=2, batch_size=5, seed=0, progress=False, compile=False)
@@ -360,7 +360,7 @@ class Recorded:
 @pytest.fixture
 def replayed(monkeypatch):
     """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
-    monkeypatch.setattr(sys.modules["ppgen.inference.replayed"], "LOOK_EVERY", 10)
+    monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
     graph = Recorded()
 
     def make(pair, loss=None):

@@ -5,7 +5,7 @@ import torch
 
 from ppgen import decoders, nn, posteriors, priors
 from ppgen.inference import dreg, elbo, latent_report, log_likelihood, reconstruct, sample
-from ppgen.inference.svi import SVI
+from ppgen.inference.training.svi import SVI
 from ppgen.models import HierarchicalVAE
 
 IMAGE, D, WIDTH = (1, 28, 28), 40, 300

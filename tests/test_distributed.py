@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ppgen import cli, decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, elbo, fit, log_likelihood, train
-from ppgen.inference.distributed import current, gathered, own_seed, processes
+from ppgen.inference.execution.distributed import current, gathered, own_seed, processes
 from ppgen.pair import Custom, data_plate
 
 X = (torch.rand(250, 9, generator=torch.Generator().manual_seed(0)) < 0.4).float()

@@ -15,12 +15,13 @@ from torch import nn as torch_nn
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe
 from ppgen.distributions import Mixture
-from ppgen.inference import evaluation, graphs, log_likelihood
-from ppgen.inference.evaluation import Weigher
-from ppgen.inference.likelihood import CELL_SAMPLES
-from ppgen.inference.modes import evaluating
-from ppgen.inference.structure import measure
-from ppgen.inference.weights import weigh
+from ppgen.inference import log_likelihood
+from ppgen.inference.evaluation.likelihood import CELL_SAMPLES
+from ppgen.inference.evaluation.weigher import Weigher
+from ppgen.inference.execution import graphs
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.structure import measure
+from ppgen.inference.programs.weights import weigh
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -75,7 +76,7 @@ def test_graphs_have_the_numbers_of_eager(name, monkeypatch, caplog):
     """Slices and graphs draw what one eager run of the whole cell draws, and weigh it alike."""
     model, settings = TABLE[name]
     pair, batch = made(model, **settings)
-    monkeypatch.setattr(evaluation, "WORTH_TRACING", {"cpu": 0})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_TRACING", {"cpu": 0})
     with evaluating(pair), caplog.at_level(logging.WARNING):
         fast, structure = weigher(pair, batch, memory=1)
         assert fast.slice_samples == (1 if structure.random else 10)
@@ -103,14 +104,14 @@ X = DATA["binary"].flatten(1)
 def test_graphs_in_eager_give_the_same_bits(monkeypatch):
     pair, x = small_vae(), torch.bernoulli(torch.full((130, 16), 0.4))
     plain = log_likelihood(pair, x, num_samples=300)
-    monkeypatch.setattr(evaluation, "WORTH_TRACING", {"cpu": 0})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_TRACING", {"cpu": 0})
     traced = log_likelihood(pair, x, num_samples=300)
     assert torch.equal(plain.values, traced.values) and torch.equal(plain.k_hat, traced.k_hat)
 
 
 def test_the_encoder_runs_once_a_block(monkeypatch):
     """Counted as operations, since a graph runs no Python: matrix products whose rows are the block's."""
-    monkeypatch.setattr(evaluation, "WORTH_TRACING", {"cpu": 0})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_TRACING", {"cpu": 0})
     pair = small_vae()
     products = []
 
@@ -132,7 +133,7 @@ def test_the_encoder_runs_once_a_block(monkeypatch):
 
 
 def test_a_vampprior_is_encoded_once_a_block(monkeypatch):
-    monkeypatch.setattr(evaluation, "WORTH_TRACING", {"cpu": 0})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_TRACING", {"cpu": 0})
     pair, batch = made(prior="vamp", **SMALL)
     with evaluating(pair):
         fast, _ = weigher(pair, batch, memory=1)
@@ -203,7 +204,7 @@ def test_what_no_graph_can_hold_runs_in_eager_and_says_so_once(model, fact, capl
 
 
 def test_what_is_outside_the_support_is_named_behind_graphs_too(monkeypatch):
-    monkeypatch.setattr(evaluation, "WORTH_TRACING", {"cpu": 0})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_TRACING", {"cpu": 0})
     x = torch.bernoulli(torch.full((250, 16), 0.4))
     x[220, 3] = 0.5
     with pyro.validation_enabled(True), pytest.raises(ValueError, match="support"):
@@ -217,7 +218,7 @@ def test_only_much_work_is_compiled_of_itself(monkeypatch):
     log_likelihood(small_vae(), X, num_samples=600)
     assert not asked
     work = 16 * 4 * 6 * 600  # the logits alone
-    monkeypatch.setattr(evaluation, "WORTH_COMPILING", {"cpu": work})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_COMPILING", {"cpu": work})
     log_likelihood(small_vae(), X, num_samples=600, compile=False)
     assert not asked
     log_likelihood(small_vae(), X, num_samples=600)

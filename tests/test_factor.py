@@ -12,8 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as SklearnFactorAnalysis
 
 from ppgen import data
-from ppgen.inference import elbo, encode, fit, impute, iwae, log_likelihood, log_weights, sample, train
-from ppgen.inference.em import EM
+from ppgen.inference import EM, elbo, encode, fit, impute, iwae, log_likelihood, log_weights, sample, train
 from ppgen.models import FactorAnalysis, ProbabilisticPCA, factor
 
 D, Q = 6, 2

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 import ppgen
 from ppgen.catalogue import Recipe
-from ppgen.inference import EM, SVI, Adversarial
+from ppgen.inference import EM, SVI, Adversarial, dreg, elbo, iwae, renyi, sticking_the_landing, stratified
 from ppgen.pair import Custom
 
 NAMED = (ValueError, TypeError, FloatingPointError, NotImplementedError, OSError)
@@ -23,6 +23,8 @@ AS_TORCH = {
     "nn.GatedLinear", "nn.GatedConv2d", "nn.DiagonalBiLSTM", "nn.RowLSTM", "nn.batched", "nn.feed",
     "nn.spectrally_normalized", "pair.adapt", "pair.observed", "pair.sample", "decoders.Categorical",
 }  # fmt: skip
+
+OBJECTIVES = (dreg, elbo, iwae, renyi, sticking_the_landing, stratified)
 
 # Public names that are nothing to call.
 NO_CALLS = {
@@ -56,7 +58,7 @@ def public():
     """The public functions and classes by their full names, each once."""
     found, seen = {}, set()
     names = ["ppgen", *(m.name for m in pkgutil.iter_modules(ppgen.__path__, "ppgen.") if m.name != "ppgen.__main__")]
-    names += ["ppgen.inference.adversarial"]
+    names += ["ppgen.inference.training.adversarial"]
     for module in map(importlib.import_module, names):
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
@@ -102,7 +104,7 @@ def used(data, result):
     elif isinstance(result, Distribution):
         result.log_prob(data.draw(tensors()))
         result.sample()
-    elif type(result).__module__ in ("ppgen.inference.losses", "ppgen.inference.pathwise"):
+    elif isinstance(result, OBJECTIVES):
         pair = vae()
         result(pair.model, pair.guide, torch.zeros(2, 6))
     elif isinstance(result, tnn.Module):

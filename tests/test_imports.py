@@ -21,6 +21,9 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The same within ppgen/inference.
+INFERENCE = [{"programs"}, {"execution"}, {"losses", "evaluation"}, {"training", "predictions"}]
+INFERENCE_LEVEL = {name: level for level, names in enumerate(INFERENCE) for name in names}
 FILES = [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]
 
 
@@ -57,9 +60,19 @@ def test_imports_run_downward(path):
             assert LEVEL[other] < LEVEL[own], f"{path.name} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "inference").glob("*/*.py")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_imports_within_inference_run_downward(path):
+    own = path.parent.name
+    for name in imported(path):
+        if name.startswith("ppgen.inference"):
+            _, _, *rest = name.split(".")
+            assert rest, f"{path.name} imports the whole of ppgen.inference"
+            assert rest[0] == own or INFERENCE_LEVEL[rest[0]] < INFERENCE_LEVEL[own], f"{path.name} imports {name}"
+
+
 def test_the_two_halves_do_not_know_each_other():
     for half, other in (("models", "inference"), ("inference", "models")):
-        for path in (ROOT / half).glob("*.py"):
+        for path in (ROOT / half).rglob("*.py"):
             assert not any(name.startswith(f"ppgen.{other}") for name in imported(path)), path
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ppgen.inference import log_likelihood, log_weights
-from ppgen.inference.likelihood import CELL_SAMPLES, cell_seed
-from ppgen.inference.psis import TailAccumulator
+from ppgen.inference.evaluation.likelihood import CELL_SAMPLES, cell_seed
+from ppgen.inference.evaluation.psis import TailAccumulator
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 

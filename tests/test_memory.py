@@ -9,7 +9,7 @@ import torch
 
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import log_likelihood
-from ppgen.inference.evaluation import Weigher, out_of_memory
+from ppgen.inference.evaluation.weigher import Weigher, out_of_memory
 
 X = torch.bernoulli(torch.full((150, 6), 0.4), generator=torch.Generator().manual_seed(0))
 WHOLE = 2**40  # bytes: slices are whole cells

@@ -13,8 +13,8 @@ from torch import nn
 from ppgen import decoders, models, priors
 from ppgen import nn as nets
 from ppgen.inference import log_likelihood
-from ppgen.inference.moves import Moved
-from ppgen.inference.proposals import repaired_log_likelihood
+from ppgen.inference.evaluation.moves import Moved
+from ppgen.inference.evaluation.proposals import repaired_log_likelihood
 from ppgen.models import Custom, FactorAnalysis
 from ppgen.pair import data_plate
 

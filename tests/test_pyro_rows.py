@@ -19,7 +19,7 @@ from ppgen.inference import (
     log_weights,
     repaired_log_likelihood,
 )
-from ppgen.inference.structure import measure
+from ppgen.inference.programs.structure import measure
 from ppgen.pair import Custom
 
 

@@ -18,7 +18,7 @@ from ppgen.inference import (
     log_weights,
     repaired_log_likelihood,
 )
-from ppgen.inference.batches import checked_rows
+from ppgen.inference.execution.batches import checked_rows
 from ppgen.pair import Custom
 
 

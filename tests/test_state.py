@@ -29,7 +29,7 @@ from ppgen import decoders, inference, judge, models, nn, posteriors, priors
 from ppgen.compare import compare
 from ppgen.data import load
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, log_likelihood, sample, train
-from ppgen.inference.turns import give_way, own_generators, turn
+from ppgen.inference.programs.turns import give_way, own_generators, turn
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as networks
 from ppgen.inference import SVI, elbo, fit, iwae, train, warmup
-from ppgen.inference.batches import Rows, Shuffled
+from ppgen.inference.execution.batches import Rows, Shuffled
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 

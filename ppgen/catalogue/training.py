@@ -12,8 +12,8 @@ from torch import Tensor
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
-from ppgen.inference.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.modes import seeded
+from ppgen.inference.programs.modes import seeded
+from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
 from ppgen.models import ExplicitDensity
 from ppgen.priors import CategoricalGrid
 

@@ -14,7 +14,7 @@ from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as nets
 from ppgen.check.rung import Change, Rung, unchanged
 from ppgen.inference import bdmc, log_likelihood
-from ppgen.inference.paths import Start
+from ppgen.inference.evaluation.paths import Start
 from ppgen.pair import Custom, data_plate
 
 __all__ = [

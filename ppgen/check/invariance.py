@@ -16,7 +16,7 @@ from ppgen import models
 from ppgen.check.exact import drawn, neural
 from ppgen.check.rung import Change, Rung, unchanged
 from ppgen.inference import log_likelihood
-from ppgen.inference.distributed import processes
+from ppgen.inference.execution.distributed import processes
 from ppgen.pair import Custom, data_plate
 
 __all__ = ["chunking", "num_processes", "plate_scale"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import Bounds, Estimate, bdmc, encode, log_likelihood, repaired_log_likelihood
-from ppgen.inference.bidirectional import simulated
-from ppgen.inference.modes import evaluating
-from ppgen.inference.programs import device_batch
+from ppgen.inference.evaluation.bidirectional import simulated
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.traces import device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 

@@ -13,7 +13,7 @@ from ppgen.cli.source import data_of, error_rate
 from ppgen.decoders import bits_per_dim
 from ppgen.files import write_json
 from ppgen.inference import log_likelihood
-from ppgen.inference.distributed import processes
+from ppgen.inference.execution.distributed import processes
 from ppgen.runs import load_run
 
 

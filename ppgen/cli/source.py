@@ -12,7 +12,7 @@ from torch import Tensor
 from ppgen import data as datasets
 from ppgen.catalogue import DECODERS, MODELS, Recipe, lookup, pseudo_inputs
 from ppgen.inference import classify
-from ppgen.inference.modes import seeded
+from ppgen.inference.programs.modes import seeded
 
 
 def load(name: str, data_dir: Path | None, binarize: str | None, model: str, decoder: str | None) -> datasets.Dataset:

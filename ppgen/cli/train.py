@@ -23,7 +23,7 @@ from ppgen.cli.options import Allow, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import build, data_of, error_rate, load, num_classes, visible
 from ppgen.files import write_json
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
-from ppgen.inference.distributed import current, processes
+from ppgen.inference.execution.distributed import current, processes
 from ppgen.priors import VampPrior
 from ppgen.runs import begin_run, read_config, save_run
 

@@ -1,27 +1,29 @@
 """Training and evaluation of any pair: this package sees ``.model`` and ``.guide`` and nothing else."""
 
-from ppgen.inference import adversarial
-from ppgen.inference.adversarial_step import Adversarial
-from ppgen.inference.aggregate import energy_distance, mutual_information
-from ppgen.inference.annealed import AnnealedEstimate, ais
-from ppgen.inference.bidirectional import Bounds, bdmc
-from ppgen.inference.em import EM
-from ppgen.inference.export import to_arviz
-from ppgen.inference.fit import fit
-from ppgen.inference.latents import LatentReport, latent_report
-from ppgen.inference.likelihood import Estimate, log_likelihood
-from ppgen.inference.losses import elbo, iwae
-from ppgen.inference.missing import denoise, impute
-from ppgen.inference.normalized import normalize_gradients
-from ppgen.inference.pathwise import dreg, renyi, sticking_the_landing, stratified
-from ppgen.inference.predict import decode, encode, reconstruct, sample
-from ppgen.inference.progress import History
-from ppgen.inference.proposals import RepairedEstimate, repaired_log_likelihood
-from ppgen.inference.schedules import warmup
-from ppgen.inference.semisupervised import classify, semi_supervised
-from ppgen.inference.svi import SVI
-from ppgen.inference.train import train
-from ppgen.inference.weights import log_weights
+from ppgen.inference.evaluation.aggregate import energy_distance, mutual_information
+from ppgen.inference.evaluation.annealed import AnnealedEstimate, ais
+from ppgen.inference.evaluation.bidirectional import Bounds, bdmc
+from ppgen.inference.evaluation.export import to_arviz
+from ppgen.inference.evaluation.latents import LatentReport, latent_report
+from ppgen.inference.evaluation.likelihood import Estimate, log_likelihood
+from ppgen.inference.evaluation.proposals import RepairedEstimate, repaired_log_likelihood
+from ppgen.inference.losses.elbo import elbo
+from ppgen.inference.losses.iwae import iwae
+from ppgen.inference.losses.pathwise import dreg, renyi, sticking_the_landing, stratified
+from ppgen.inference.losses.schedules import warmup
+from ppgen.inference.losses.semisupervised import semi_supervised
+from ppgen.inference.predictions.classify import classify
+from ppgen.inference.predictions.missing import denoise, impute
+from ppgen.inference.predictions.predict import decode, encode, reconstruct, sample
+from ppgen.inference.programs.weights import log_weights
+from ppgen.inference.training import adversarial
+from ppgen.inference.training.adversarial_step import Adversarial
+from ppgen.inference.training.em import EM
+from ppgen.inference.training.fit import fit
+from ppgen.inference.training.normalized import normalize_gradients
+from ppgen.inference.training.progress import History
+from ppgen.inference.training.svi import SVI
+from ppgen.inference.training.train import train
 
 __all__ = [
     "EM",

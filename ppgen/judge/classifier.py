@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ppgen.inference import train
-from ppgen.inference.modes import seeded
-from ppgen.inference.programs import device_batch
+from ppgen.inference.programs.modes import seeded
+from ppgen.inference.programs.traces import device_batch
 from ppgen.judge.measures import in_parts
 from ppgen.nn import MLP, ConvNet
 from ppgen.nn.shapes import positive_integer

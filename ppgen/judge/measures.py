@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppgen.inference.modes import device_of, evaluating
+from ppgen.inference.programs.modes import device_of, evaluating
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["Score", "density_coverage", "frechet_distance", "kernel_distance", "precision_recall"]

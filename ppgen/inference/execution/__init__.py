@@ -1,0 +1,1 @@
+"""How programs are fed and run: batches, processes, graphs of operations."""

@@ -1,0 +1,1 @@
+"""Training objectives: ``loss(model, guide, *batch) -> scalar``."""

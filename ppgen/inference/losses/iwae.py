@@ -1,0 +1,72 @@
+r"""The importance-weighted bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppgen.inference.losses.loss import Measured
+from ppgen.inference.programs.traces import Program
+from ppgen.inference.programs.weights import weigh
+from ppgen.nn.shapes import positive_integer
+
+__all__ = ["IWAE", "iwae"]
+
+
+class IWAE(nn.Module):
+    r"""The negative importance-weighted bound of k samples, per datum.
+
+    .. math::
+        -\log \frac{1}{k} \sum_{s=1}^{k} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
+
+    A plate's subsampling scale never enters the log-sum-exp; enumerated sites of the model are summed out inside it.
+    Latents without a reparameterised sampler get the score-function gradient with VIMCO's leave-one-out signal.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
+
+    Args:
+        num_particles: k.
+
+    Raises:
+        ValueError: k is not a positive whole number.
+
+    Example:
+        >>> loss = iwae(50)
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        super().__init__()
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = Measured()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"num_particles={self.num_particles}"
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        k = self.num_particles
+        log_w, score = weigh(model, guide, batch, k, structure)
+        bound = log_w.logsumexp(0) - math.log(k)
+        loss = -bound.mean()
+        if score is not None:
+            signal = bound.detach()
+            if k > 1:  # the bound if this sample's weight were the geometric mean of the others
+                w = log_w.detach()
+                others = (w.sum(0, keepdim=True) - w) / (k - 1)
+                held_out = w.repeat(k, 1, 1)
+                index = torch.arange(k, device=w.device)
+                held_out[index, index] = others
+                signal = signal - (held_out.logsumexp(1) - math.log(k))
+            surrogate = (score * signal).sum(0).mean()
+            loss = loss - surrogate + surrogate.detach()
+        return loss
+
+
+iwae = IWAE

@@ -1,0 +1,71 @@
+"""What an objective is: ``loss(model, guide, *batch) -> scalar``, minimised, in nats per datum."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.inference.programs.structure import Structure, measure
+from ppgen.inference.programs.traces import Program, length_of_batch
+from ppgen.inference.programs.turns import in_turn
+
+__all__ = ["Loss", "Measured", "as_loss"]
+
+Loss = Callable[..., Tensor]
+
+
+class Measured:
+    """The structure of a pair, from one first run: a loss sees two programs, and asks once for each."""
+
+    def __init__(self) -> None:
+        self.known: weakref.WeakKeyDictionary[Any, Structure] = weakref.WeakKeyDictionary()
+
+    def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
+        owner = getattr(model, "__self__", model)  # bound methods are made anew at each access
+        if owner not in self.known:
+            self.known[owner] = measure(model, guide, *batch)
+        return self.known[owner]
+
+    def __deepcopy__(self, memo: Any) -> Measured:
+        return Measured()
+
+
+def as_loss(loss: Any) -> Loss:
+    """A loss per datum from one of ours, a function ``(model, guide, *batch) -> scalar``, or a Pyro ELBO.
+
+    Raises:
+        TypeError: the loss is neither, or a Pyro ELBO without ``differentiable_loss``.
+    """
+    if hasattr(loss, "loss_and_grads"):
+        if not hasattr(loss, "differentiable_loss"):
+            raise TypeError(
+                f"{type(loss).__name__} has no differentiable_loss, so no torch optimiser can use it: take elbo() or "
+                "iwae(k) from ppgen.inference, or pyro.infer.Trace_ELBO()."
+            )
+        return _PyroLoss(loss)
+    if not callable(loss):
+        raise TypeError(f"loss must be a function (model, guide, *batch) -> scalar or a Pyro ELBO, got {loss!r}.")
+    return loss
+
+
+class _PyroLoss:
+    """A Pyro ELBO, which sums over the data plate's full size, as a loss per datum."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self._measured = Measured()
+
+    @in_turn
+    def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        size = self._measured(model, guide, *batch).full_size or (length_of_batch(batch) or 1)
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():  # without which TraceEnum_ELBO refuses to work, in validation, too
+            loss = self.objective.differentiable_loss(model, guide, *batch) / size
+        return loss if wanted else loss.detach()
+
+    def __repr__(self) -> str:
+        return f"{type(self.objective).__name__}()"

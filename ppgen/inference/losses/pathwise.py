@@ -1,0 +1,292 @@
+r"""Objectives of the log weights beyond the ELBO and IWAE: other means of them, and gradients of less variance.
+
+The score of the guide, :math:`\nabla_\phi \log q_\phi(z \mid x)` at fixed z, has mean zero and only adds noise to a
+reparameterised gradient. Here it is left out: the guide is run once more on what it drew, with its parameters held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppgen.distributions import Mixture
+from ppgen.inference.losses.loss import Measured
+from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.structure import Structure
+from ppgen.inference.programs.traces import PARTICLES, Program, log_prob, sites
+from ppgen.inference.programs.weights import combine, weigh
+from ppgen.nn.shapes import positive_integer
+from ppgen.pair import unadapted
+
+__all__ = ["DReG", "Renyi", "StickingTheLanding", "Stratified", "dreg", "renyi", "sticking_the_landing", "stratified"]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by weights that are known only after the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weights: list[Tensor]) -> Tensor:
+        ctx.weights = weights
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if not ctx.weights:
+            return gradient, None
+        (weights,) = ctx.weights  # (S, N), aligned with the particle and the data axis from the left
+        missing = gradient.dim() - weights.dim()
+        return gradient * weights.reshape(weights.shape + (1,) * missing), None
+
+
+@contextmanager
+def _held(guide: Program) -> Iterator[None]:
+    """The parameters of the guide's owner without gradients."""
+    owner = getattr(guide, "__self__", guide)
+    parameters = [p for m in modules_of(owner) for p in m.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "This objective holds the guide's parameters while it scores, and finds none: call it with the .model and "
+            ".guide of a pair that owns its networks (models.Custom makes one of two functions)."
+        )
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _held_weights(
+    model: Program, guide: Program, batch: Sequence[Any], num_particles: int, structure: Structure
+) -> tuple[Tensor, list[Tensor]]:
+    """Log weights (S, N) without the guide's score, and where to put weights for the gradient of the latents."""
+    if structure.nesting != 1 or structure.enumerated:
+        raise ValueError(
+            "This objective takes pairs whose only plate is the data's and that enumerate nothing: use elbo or iwae."
+        )
+    plate = pyro.plate(PARTICLES, num_particles, dim=-2)
+    weights: list[Tensor] = []
+    with plate:
+        drawn = poutine.trace(guide).get_trace(*batch)
+    for name, site in sites(drawn).items():
+        if site["is_observed"]:
+            continue
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"The guide's site {name!r} ({type(site['fn']).__name__}) has no reparameterised sampler, which this "
+                "objective needs: use elbo or iwae, which have the score-function gradient."
+            )
+        site["value"] = _ScaledGradient.apply(site["value"], weights)
+    with plate:
+        model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
+    with _held(guide), plate:
+        guide_trace = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*batch)
+        for site in sites(guide_trace).values():
+            site["scored"] = log_prob(site)  # now, while the parameters are held
+    return combine(model_trace, guide_trace, 1, num_particles).log_weights, weights
+
+
+class StickingTheLanding(nn.Module):
+    r"""The negative ELBO with the gradient along the path only.
+
+    .. math::
+        \nabla_\phi \bigl[\log p(x, z_\phi) - \log q_{\bar\phi}(z_\phi \mid x)\bigr], \qquad \bar\phi = \phi
+        \text{ held}
+
+    Its variance vanishes as the guide becomes exact. A guide that scores foreign values slowly (an IAF) is slow here.
+
+    References:
+        Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
+
+    Args:
+        num_particles: draws of the latent per datum.
+
+    Raises:
+        ValueError: a number of particles that is not a positive whole number; when called, a guide that is not
+            reparameterised, plates inside the data plate, or enumerated sites.
+
+    Example:
+        >>> loss = sticking_the_landing()
+    """
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__()
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = Measured()
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        log_w, _ = _held_weights(model, guide, batch, self.num_particles, structure)
+        return -log_w.mean()
+
+
+class DReG(nn.Module):
+    r"""The negative importance-weighted bound of k samples with doubly reparameterised gradients.
+
+    .. math::
+        \nabla_\phi: \ \sum_s \tilde w_s^2 \, \frac{\partial \log w_s}{\partial z_s} \frac{\partial z_s}{\partial \phi},
+        \qquad \nabla_\theta: \ \sum_s \tilde w_s \nabla_\theta \log w_s, \qquad \tilde w_s = w_s / \textstyle\sum_r w_r
+
+    Unbiased for the IWAE bound, with a signal that does not fade as k grows.
+
+    References:
+        Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2018),
+        https://arxiv.org/abs/1810.04152
+
+    Args:
+        num_particles: k.
+
+    Raises:
+        ValueError: as for :class:`StickingTheLanding`.
+
+    Example:
+        >>> loss = dreg(50)
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        super().__init__()
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = Measured()
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        log_w, weights = _held_weights(model, guide, batch, self.num_particles, structure)
+        normalised = log_w.detach().softmax(0)
+        weights.append(normalised)
+        bound = log_w.detach().logsumexp(0) - math.log(self.num_particles)
+        surrogate = (normalised * log_w).sum(0)
+        return -(bound + surrogate - surrogate.detach()).mean()
+
+
+class Renyi(nn.Module):
+    r"""The negative variational Rényi bound.
+
+    .. math:: -\frac{1}{1 - \alpha} \log \frac{1}{k} \sum_{s=1}^{k} \left( \frac{p(x, z_s)}{q(z_s \mid x)}
+        \right)^{1 - \alpha}
+
+    α = 0 is the IWAE bound, α → 1 the ELBO. The power is taken per datum: a plate's subsampling scale never enters it
+    (in Pyro's ``RenyiELBO`` it does).
+
+    References:
+        Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
+
+    Args:
+        alpha: α, any number but 1.
+        num_particles: k.
+
+    Raises:
+        ValueError: α is 1 or not finite, k is not a positive whole number, or (when called) the guide is not
+            reparameterised.
+
+    Example:
+        >>> loss = renyi(0.5, 10)
+    """
+
+    def __init__(self, alpha: float, num_particles: int) -> None:
+        super().__init__()
+        if not math.isfinite(alpha) or alpha == 1:
+            raise ValueError(f"alpha must be a finite number other than 1 (which is the ELBO: elbo()), got {alpha!r}.")
+        self.alpha = alpha
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = Measured()
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        log_w, score = weigh(model, guide, batch, self.num_particles, structure)
+        if score is not None:
+            raise ValueError(
+                "renyi needs a guide that is reparameterised: use elbo or iwae, which have the score function."
+            )
+        power = 1 - self.alpha
+        bound = ((power * log_w).logsumexp(0) - math.log(self.num_particles)) / power
+        return -bound.mean()
+
+
+class _Stratify(poutine.messenger.Messenger):
+    """Draws the k-th particle of a mixture's site from its k-th component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_weights: Tensor | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        mixture = unadapted(msg["fn"])
+        if msg["is_observed"] or not isinstance(mixture, Mixture):
+            return
+        if self.log_weights is not None:
+            raise ValueError(
+                "stratified takes a guide of one mixture, and this one draws from a second: use elbo or iwae."
+            )
+        strata = mixture.components.rsample()  # (N, K, *event)
+        event_dim = len(mixture.event_shape)
+        msg["value"], msg["done"] = strata.movedim(strata.dim() - event_dim - 1, 0), True
+        self.log_weights = mixture.logits.log_softmax(-1).movedim(-1, 0)  # (K, N)
+
+
+class Stratified(nn.Module):
+    r"""The negative bound of a mixture posterior, with a draw from each of its components in place of K from the whole.
+
+    .. math::
+        -\sum_{k=1}^{K} \pi_k(x) \log \frac{p(x, z_k)}{q(z_k \mid x)} \qquad \text{or, importance weighted,} \qquad
+        -\log \sum_{k=1}^{K} \pi_k(x) \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q_k(z \mid x)
+
+    Unbiased for the ELBO, and a bound of log p(x) in the second form; the gradient of the mixture's weights is exact
+    given the draws. The decoder runs once for each component.
+
+    References:
+        Automatic Differentiation Variational Inference with Mixtures (Morningstar et al., 2021),
+        https://arxiv.org/abs/2003.01687
+
+    Args:
+        importance_weighted: whether the weights are averaged inside the logarithm.
+
+    Raises:
+        ValueError: (when called) a guide that does not draw its one latent from a mixture such as
+            ``posteriors.MixtureOfGaussians``, plates inside the data plate, or enumerated sites.
+
+    Example:
+        >>> loss = stratified()
+    """
+
+    def __init__(self, *, importance_weighted: bool = False) -> None:
+        super().__init__()
+        self.importance_weighted = importance_weighted
+        self._measured = Measured()
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        if structure.nesting != 1 or structure.enumerated:
+            raise ValueError("stratified takes pairs whose only plate is the data's and that enumerate nothing.")
+        with _Stratify() as strata:
+            drawn = poutine.trace(guide).get_trace(*batch)
+        if strata.log_weights is None or len([s for s in sites(drawn).values() if not s["is_observed"]]) != 1:
+            raise ValueError(
+                "stratified takes a guide that draws its one latent from a mixture, such as "
+                "posteriors.MixtureOfGaussians: use elbo or iwae with others."
+            )
+        num_components = len(strata.log_weights)
+        plate = pyro.plate(PARTICLES, num_components, dim=-2)
+        with plate:
+            model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
+        log_w = combine(model_trace, drawn, 1, num_components).log_weights
+        if self.importance_weighted:
+            return -(strata.log_weights + log_w).logsumexp(0).mean()
+        return -(strata.log_weights.exp() * log_w).sum(0).mean()
+
+
+sticking_the_landing = StickingTheLanding
+stratified = Stratified
+dreg = DReG
+renyi = Renyi

@@ -1,0 +1,212 @@
+"""What a trained pair is used for: samples, representations, reconstructions."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.programs.masks import masked
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.refusals import check_axes
+from ppgen.inference.programs.traces import device_batch, sites
+from ppgen.nn.shapes import positive_integer
+from ppgen.pair import Pair
+
+__all__ = ["decode", "encode", "reconstruct", "sample"]
+
+
+def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None = None) -> Tensor:
+    r"""Draws of the observation, :math:`z \sim p(z \mid y),\ x \sim p(x \mid z, y)`, by ancestral sampling.
+
+    Args:
+        pair: anything with ``.model``, which takes ``None`` for the observation.
+        n: how many.
+        y: the context of a conditional pair: n rows, or one row for all.
+        mean: the mean of p(x | z, y) for each drawn latent, in place of a draw from it.
+        seed: of the noise; torch's generator as it stands if not given.
+
+    Shape:
+        (n, *event), on the CPU.
+
+    Raises:
+        ValueError: n is not a positive whole number, or the context has another number of rows.
+        TypeError: the model cannot be run without data.
+
+    Example:
+        >>> from ppgen import decoders, models, nn, posteriors, priors
+        >>> vae = models.VAE(
+        ...     priors.StandardNormal(2),
+        ...     decoders.Bernoulli(nn.MLP(2, 64)),
+        ...     posteriors.DiagNormal(nn.MLP(64, 4)),
+        ... )
+        >>> sample(vae, 3, mean=True).shape
+        torch.Size([3, 64])
+    """
+    positive_integer("n", n)
+    context = []
+    for i, member in enumerate(y):
+        if len(member) not in (1, n):
+            raise ValueError(
+                f"y[{i}] has {len(member)} rows, and n={n} samples were asked for: give n rows, or one for all."
+            )
+        context.append(member.expand(n, *member.shape[1:]))
+    return _observe(pair, {}, n, context, mean=mean, seed=seed)
+
+
+def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = True, seed: int | None = None) -> Tensor:
+    """The observation that goes with given latents: the mean of p(x | z, y), or a draw from it.
+
+    Args:
+        pair: anything with ``.model``, which takes ``None`` for the observation.
+        z: the latent, shape (N, ...), or a dictionary of several by site name.
+        y: the context of a conditional pair, N rows.
+        mean: the mean in place of a draw.
+        seed: of the noise.
+
+    Shape:
+        (N, *event), on the CPU.
+
+    Raises:
+        ValueError: a latent that the model does not have, or one tensor for a model of several latents.
+    """
+    latents = z if isinstance(z, dict) else {"": z}
+    if not latents or any(not isinstance(value, Tensor) or value.dim() == 0 for value in latents.values()):
+        raise ValueError("z must be a tensor (N, ...), or a dictionary of such by the names of the latents.")
+    try:
+        return _observe(pair, latents, len(next(iter(latents.values()))), y, mean=mean, seed=seed)
+    except (RuntimeError, IndexError) as error:
+        given = {name or "z": (tuple(value.shape), value.dtype) for name, value in latents.items()}
+        raise ValueError(
+            f"The model cannot be run at latents of shapes and types {given}: {str(error).splitlines()[0]}. Give what "
+            "encode gives for such a pair."
+        ) from error
+
+
+def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: int | None = None) -> Any:
+    """The guide's latents of a batch: means where the guide's distributions have one, otherwise draws.
+
+    Args:
+        pair: anything with ``.guide``.
+        batch: the data, N rows.
+        mask: True where the first member was observed, if not everywhere.
+        mean: the mean of q(z | x) where it has a closed form; otherwise (or with ``mean=False``) a draw.
+        seed: of the noise.
+
+    Shape:
+        (N, latent_dim) for a single latent, otherwise a dictionary by site name; on the CPU.
+
+    Raises:
+        ValueError: data that is empty or not finite, or a guide without latents.
+    """
+    pair, batch = masked(pair, batch, mask)
+    rows = checked_rows(batch)
+    with evaluating(pair, seed):
+        given = device_batch(pair, rows(slice(None)))
+        guide = Mean()(pair.guide) if mean else pair.guide
+        found = sites(poutine.trace(guide).get_trace(*given))
+    check_axes(found, "guide")
+    drawn = {name: site for name, site in found.items() if not site["is_observed"]}
+    own = {name: site for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}  # of the model, too
+    latents = {name: site["value"].cpu() for name, site in (own or drawn).items()}
+    if not latents:
+        raise ValueError("The guide draws no latents, so there is nothing to encode (an explicit density has none).")
+    return next(iter(latents.values())) if len(latents) == 1 else latents
+
+
+def reconstruct(pair: Pair, *batch: Any, mean: bool = True, seed: int | None = None) -> Tensor:
+    """The data as the pair sees them: :func:`decode` of :func:`encode`.
+
+    Args:
+        pair: a pair whose model takes ``None`` for the observation.
+        batch: the data, the observation first, then contexts.
+        mean: means of q(z | x) and p(x | z) in place of draws.
+        seed: of the noise.
+
+    Shape:
+        (N, *event), on the CPU.
+    """
+    latents = encode(pair, *batch, mean=mean, seed=seed)
+    return decode(pair, latents, *batch[1:], mean=mean, seed=seed)
+
+
+class Mean(poutine.messenger.Messenger):
+    """Puts the mean of a latent's distribution in the place of a draw, where there is a closed form."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or msg["value"] is not None:
+            return
+        try:
+            mean: Tensor = msg["fn"].mean
+        except (NotImplementedError, AttributeError):
+            return
+        msg["value"], msg["done"] = mean.expand(msg["fn"].shape()), True
+
+
+def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None) -> Tensor:
+    with evaluating(pair, seed), ExitStack() as stack:
+        context = device_batch(pair, y)
+        given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
+        if not context:
+            stack.enter_context(pyro.plate("data_drawn", n, dim=-1))
+        found = _run_unnamed(pair, context, given[""]) if "" in given else _run(pair, context, given)
+        if unknown := [name for name in given if name and name not in found]:
+            raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
+        if not found:
+            raise ValueError("The model draws nothing: it has no sample sites.")
+        site = found.get("x") or list(found.values())[-1]
+        if mean:
+            try:
+                value = site["fn"].mean
+                return value.expand(site["fn"].shape()).cpu()
+            except (NotImplementedError, AttributeError):
+                pass
+        return torch.as_tensor(site["value"]).cpu()
+
+
+def _run(pair: Any, context: Any, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    model = poutine.condition(pair.model, data=given) if given else pair.model
+    try:
+        trace = poutine.trace(model).get_trace(None, *context)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"The model could not be run without data ({error}): write it as model(x=None, ...), with the plate sized "
+            "by ppgen.pair.data_plate(x, ...), so that None draws the observation."
+        ) from error
+    return sites(trace)
+
+
+class _Unnamed(poutine.messenger.Messenger):
+    """Puts a value in the place of the first draw: nothing is drawn only to learn its name."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value, self.used = value, False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (self.used or msg["done"] or site_is_subsample(msg)):
+            msg["value"], msg["done"], self.used = self.value, True, True
+
+
+def _run_unnamed(pair: Any, context: Any, value: Tensor) -> dict[str, Any]:
+    """The model given its only latent."""
+    try:
+        with _Unnamed(value):
+            found = _run(pair, context)
+    except (ValueError, RuntimeError):  # the value may not be what the first of several latents is
+        _check_only_latent(list(_run(pair, context)))
+        raise
+    _check_only_latent(list(found))
+    return found
+
+
+def _check_only_latent(names: list[str]) -> None:
+    latents = [name for name in names if name != "x"] if "x" in names else names[:-1]
+    if len(latents) != 1:
+        raise ValueError(f"The model has the latents {latents}: give decode a dictionary of them by name.")

@@ -1,0 +1,1 @@
+"""What a pair's programs are: run, measured, weighed, and refused with a reason."""

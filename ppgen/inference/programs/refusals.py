@@ -1,0 +1,154 @@
+"""What a pair's programs may not do, each with the words that say what to do instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.inference.programs.traces import frame_of_data, is_point, sites, support
+
+SHARED = (
+    " A latent shared by all data (weights, locations of components, an AutoDiagonalNormal's single vector) has no "
+    "per-datum likelihood: fit() takes it; to score log p(x | w) at one value w, leave it out of the guide and hide it "
+    "in the model, poutine.block(poutine.condition(model, data={'w': w}), hide=['w'])."
+)
+
+
+def check_pair(pair: Any) -> None:
+    """Makes sure that there is a model and a guide.
+
+    Raises:
+        TypeError: one is missing, as the guide of a GAN.
+    """
+    for name in ("model", "guide"):
+        if not callable(getattr(pair, name, None)):
+            raise TypeError(
+                f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}: what has no guide (a "
+                "GAN) can only be sampled."
+            )
+
+
+def check_axes(found: dict[str, Any], where: str) -> None:
+    """Makes sure that a site in a plate has no axes beside its plates': each datum would meet every other one.
+
+    Raises:
+        ValueError: it has.
+    """
+    for name, site in found.items():
+        own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+        shape = site["fn"].batch_shape
+        if own and (axes := [d for d in range(-len(shape), 0) if d not in own and shape[d] != 1]):
+            raise ValueError(
+                f"The {where}'s site {name!r} has the batch shape {tuple(shape)}, of which axis {axes[-1]} belongs to "
+                "no plate: every datum would be combined with every other. Data have one axis of rows, (N, *event): "
+                "leave out axes of length 1 between them (x.squeeze(1), x.flatten(1)), or declare the rest an event "
+                "(.to_event)."
+            )
+        event, value = tuple(site["fn"].event_shape), site["value"]
+        if (
+            own
+            and site["is_observed"]
+            and math.prod(event)
+            and isinstance(value, Tensor)
+            and 0 < len(event) >= value.dim()
+        ):
+            raise ValueError(
+                f"The {where}'s site {name!r} observes a value of shape {tuple(value.shape)}, and one datum has the "
+                f"shape {event}: data have an axis of rows before it. Give a single datum as x.unsqueeze(0)."
+            )
+
+
+def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_prior: Sequence[str] = ()) -> None:
+    """Makes sure that every latent of the model is proposed, and that the guide proposes nothing else.
+
+    Raises:
+        ValueError: a latent that nobody proposes, a guide's site that the model lacks, or no observation.
+    """
+    latents = [n for n, s in model_sites.items() if not s["is_observed"]]
+    if unknown := [n for n in from_prior if n not in latents]:
+        raise ValueError(f"from_prior names {unknown}, but the latent sites of the model are {latents}.")
+    left_out = [
+        n
+        for n in latents
+        if n not in guide_sites and n not in from_prior and model_sites[n]["infer"].get("_enumerate_dim") is None
+    ]
+    if left_out:
+        raise ValueError(
+            f"The model draws {left_out} and the guide does not: without a proposal these latents cannot be weighed. "
+            f"Sample them in the guide, mark discrete ones infer={{'enumerate': 'parallel'}} so that they are summed "
+            f"out, or name them in from_prior={left_out} so that the prior proposes them."
+        )
+    foreign = [n for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("is_auxiliary")]
+    if foreign:
+        raise ValueError(
+            f"The guide draws {foreign}, which the model does not have (its latents are {latents}): give the sites of "
+            "model and guide the same names, or mark the guide's own infer={'is_auxiliary': True}."
+        )
+    if not any(s["is_observed"] for s in model_sites.values()):
+        raise ValueError("The model observes nothing: give one of its sample sites obs=… from the batch.")
+
+
+def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Makes sure that a guide without any randomness proposes nothing continuous, where a point has no probability.
+
+    Raises:
+        ValueError: it does, as an autoencoder's.
+    """
+    if not all(is_point(site) for site in guide_sites.values()):
+        return
+    names = [name for name in guide_sites if name in model_sites and _has_density(model_sites[name])]
+    if names:
+        raise ValueError(
+            f"The guide proposes the continuous {names} at a point, and nothing around it: a point has no probability "
+            "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. An autoencoder has no density of "
+            "x for that reason. Fit a prior to its codes and take models.DensityNetwork(prior, decoder), or train a "
+            "models.VAE, whose guide is a distribution."
+        )
+
+
+def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
+    """The number of data, once it is sure that every site can be weighed per datum.
+
+    Raises:
+        ValueError: what :func:`check_names` refuses, a site outside the data plate, or plates of different lengths.
+    """
+    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
+    check_names(model_sites, guide_sites, from_prior)
+    check_point(model_sites, guide_sites)
+    return num_data(model_sites, guide_sites)
+
+
+def num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
+    """How many data the plate on axis −1 holds, of which every site must be.
+
+    Raises:
+        ValueError: one is not, or the plates differ in length.
+    """
+    sizes: dict[str, int] = {}
+    for where, found in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in found.items():
+            if (frame := frame_of_data(site)) is None:
+                kind = "observed" if site["is_observed"] else "latent"
+                raise ValueError(
+                    f"The {where}'s {kind} site {name!r} has no per-datum axis: it is outside every plate on axis −1, "
+                    "so its weight belongs to no single datum. Open pyro.plate('data', len(x)) around it."
+                    + (SHARED if kind == "latent" else "")
+                )
+            sizes[name] = frame.size if frame.size > 0 else (1, *site["fn"].batch_shape)[-1]  # a plate without a size
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"The plates on axis −1 differ in length: {sizes}. The data plate must be the innermost, on axis −1, and "
+            "every other plate left of it." + SHARED
+        )
+    return next(iter(sizes.values()), 0)
+
+
+def _has_density(site: Any) -> bool:
+    """Whether a site is scored by a density, which is not a probability."""
+    if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
+        return False
+    return not support(site["fn"]).is_discrete

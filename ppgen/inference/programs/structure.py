@@ -1,0 +1,148 @@
+"""What a first run shows of a pair: its plates, its draws, and whether it takes particles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppgen.inference.programs.modes import seeded, training, unmoved
+from ppgen.inference.programs.refusals import check_axes, num_data
+from ppgen.inference.programs.repeated import Repeated
+from ppgen.inference.programs.traces import (
+    Program,
+    device_of_batch,
+    frame_of_data,
+    is_point,
+    length_of_batch,
+    log_prob,
+    per_datum,
+    run,
+    sites,
+)
+from ppgen.pair import tracing
+
+
+class Structure(NamedTuple):
+    """What a first run shows of a pair."""
+
+    nesting: int  # how many plate axes the pair itself uses
+    full_size: int | None  # of the data plate, before subsampling; None if it is as long as the batch, or on no axis
+    random: bool  # whether the guide draws anything that could come out otherwise
+    point: bool  # whether the guide proposes latents, but puts all of its mass on one point
+    enumerated: bool  # whether a site asks to be enumerated in parallel
+    sequential: bool  # whether a site asks to be enumerated one value after the other
+    vectorized: bool  # whether the programs run under a plate of particles
+    refused: str | None  # why there are no weights per datum, if so: a latent that all data share
+
+
+def measure(model: Program, guide: Program, *batch: Any) -> Structure:
+    """A first run of a pair, with the generators and buffers given back."""
+    owner = getattr(model, "__self__", model)
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner):
+        model_trace, guide_trace = run(model, guide, batch)
+    check_axes(sites(guide_trace), "guide")
+    check_axes(sites(model_trace), "model")
+    found = [*sites(model_trace).values(), *sites(guide_trace).values()]
+    dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
+    frames = [f for site in found if (f := frame_of_data(site)) is not None]
+    points = [is_point(site) for site in sites(guide_trace).values()]
+    # A plate that was given no size has −1 for it: then the batch says how many data there are.
+    full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
+    length = length_of_batch(batch)
+    nesting = -min(dims, default=0)
+    asked = {site["infer"].get("enumerate") for site in found if not site["is_observed"]}
+    enumerated = "parallel" in asked
+    return Structure(
+        nesting=nesting,
+        full_size=None if full_size == length else full_size,  # the next batch may be of another length
+        random=not all(points),
+        point=bool(points) and all(points),
+        enumerated=enumerated,
+        sequential="sequential" in asked,
+        vectorized=enumerated or _vectorized(model, guide, batch, nesting),
+        refused=_without_weights(sites(model_trace), sites(guide_trace)),
+    )
+
+
+def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> bool:
+    """Whether the programs run under a plate of particles, with the numbers that they have by rows.
+
+    Also where nothing else runs, so that what is wrong is said as usual.
+    """
+    owner = getattr(model, "__self__", model)
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner):
+        try:
+            run(model, guide, batch, num_particles=2, nesting=nesting)
+        except Exception:  # whatever the program is not made for
+            try:
+                run(Repeated(model), Repeated(guide), batch, num_particles=2, nesting=nesting)
+            except Exception:
+                return True
+            return False
+    if tracing():  # a graph holds no comparison
+        return True
+    # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
+    with torch.no_grad(), training(owner, False):
+        try:
+            plain = _scores(model, guide, batch, nesting)
+            by_rows = _scores(Repeated(model), Repeated(guide), batch, nesting)
+        except Exception:  # rows are not for it: a parameter for each datum, a subsample
+            return True
+    return all(torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain)
+
+
+def _scores(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> dict[str, Tensor]:
+    """The log-probabilities of two particles, by site of the guide and then of the model, from one seed.
+
+    With one plate axis the draws are the same whatever way particles are run. With more they are not, and nothing is
+    given back.
+    """
+    if nesting != 1:
+        return {}
+    n = length_of_batch(batch)
+    assert n is not None  # a plate axis has a length
+    with seeded(0, device_of_batch(batch)):
+        traces = run(model, guide, batch, num_particles=2, nesting=nesting)
+    return {
+        f"{i} {name}": per_datum(log_prob(site), nesting, 2, n)
+        for i, trace in enumerate(traces)
+        for name, site in sites(trace).items()
+    }
+
+
+def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
+    try:
+        num_data(model_sites, guide_sites)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def programs(model: Program, guide: Program, structure: Structure) -> tuple[Program, Program]:
+    """The two programs, such that they take particles as rows if they do not run under a plate of them.
+
+    Raises:
+        ValueError: they have no weights per datum.
+    """
+    if structure.refused is not None:
+        raise ValueError(structure.refused)
+    return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
+
+
+def check_vectorized(structure: Structure, what: str) -> None:
+    """Makes sure that the programs have weights per datum, and run under a plate of particles.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if structure.refused is not None:
+        raise ValueError(structure.refused)
+    if not structure.vectorized:
+        raise ValueError(
+            f"{what} draws many particles at once, and this pair indexes or reshapes by its batch, so that it does not "
+            "run under a plate of them. Write the program so that latents may have one more axis (z[..., 0], not "
+            "z[:, 0]; no z.view(len(x), -1)); log_likelihood, ais and iwae(k) take it as it is, with draws as rows."
+        )

@@ -1,0 +1,155 @@
+"""Pyro programs as the library runs them: traces, and what is at their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.utils.rnn import PackedSequence
+
+from ppgen.inference.programs.modes import device_of, dtype_of, first_tensor
+from ppgen.inference.programs.turns import in_turn
+from ppgen.pair import unadapted
+
+PARTICLES = "num_particles_vectorized"
+Program = Callable[..., Any]
+
+
+def sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample sites that carry a density: neither subsample indices nor deterministic values."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+    }
+
+
+def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
+    """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
+    if "scored" in site:  # beforehand, under other circumstances
+        return site["scored"]
+    try:
+        value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except RuntimeError as error:
+        event, shape = tuple(site["fn"].event_shape), tuple(site["value"].shape)
+        if shape[len(shape) - len(event) :] == event:
+            raise
+        raise ValueError(
+            f"The site {site['name']!r} has events of shape {event}, and its value the shape {shape}: model, guide and "
+            "data do not fit each other."
+        ) from error
+    return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
+
+
+def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
+    """A site's log-probability summed over every plate but particles and data: shape (S, N)."""
+    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)
+    if nesting > 1:
+        value = value.sum(tuple(range(-nesting, -1)))
+    return value.expand(num_particles, num_data)
+
+
+@in_turn
+def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
+    """A trace of the guide. Particles sit on axis −1 − nesting."""
+    if num_particles is not None and hasattr(guide, "with_particles"):
+        return guide.with_particles(batch, num_particles, nesting)
+    with _particles(num_particles, nesting):
+        return poutine.trace(guide).get_trace(*batch)
+
+
+@in_turn
+def run_model(
+    model: Program,
+    proposal: poutine.Trace,
+    batch: Sequence[Any],
+    *,
+    num_particles: int | None = None,
+    nesting: int = 0,
+    enumerate_model: bool = False,
+) -> poutine.Trace:
+    """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
+    if num_particles is not None and hasattr(model, "with_particles"):
+        return model.with_particles(batch, num_particles, nesting, proposal)
+    replayed = poutine.replay(model, trace=proposal)
+    enumeration = EnumMessenger(first_available_dim=-2 - nesting) if enumerate_model else nullcontext()
+    with enumeration, _particles(num_particles, nesting):
+        return poutine.trace(replayed).get_trace(*batch)
+
+
+def _particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:
+    return nullcontext() if num_particles is None else pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
+
+
+def run(model: Program, guide: Program, batch: Sequence[Any], **settings: Any) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the model and the guide, the model replayed on what the guide drew; settings as for the two."""
+    for_guide = {name: value for name, value in settings.items() if name != "enumerate_model"}
+    guide_trace = run_guide(guide, batch, **for_guide)
+    return run_model(model, guide_trace, batch, **settings), guide_trace
+
+
+def frame_of_data(site: Any) -> Any | None:
+    """The plate frame on axis −1 that a site stands in, if any."""
+    return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
+
+
+def is_point(site: Any) -> bool:
+    """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
+    fn = unadapted(site["fn"])
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and not fn.log_density.any()
+
+
+def support(fn: Any) -> Any:
+    """Where the values of a distribution lie; the real line if it does not say (flows)."""
+    try:
+        return fn.support
+    except NotImplementedError:
+        return constraints.independent(constraints.real, len(fn.event_shape))
+
+
+def device_of_batch(batch: Sequence[Any]) -> torch.device | None:
+    """Where the first tensor of a batch is."""
+    return next((member.device for member in batch if isinstance(member, Tensor)), None)
+
+
+def length_of_batch(batch: Sequence[Any]) -> int | None:
+    """How many rows the first tensor of a batch has that has any."""
+    return next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
+
+
+def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch moved to where the pair is, floats in the precision of its parameters."""
+    if (first := first_tensor(pair)) is not None and all(_is_like(member, first) for member in batch):
+        return tuple(batch)
+    tensors: list[Any] = [member for member in batch if isinstance(member, Tensor | PackedSequence)]
+    device = device_of(pair)
+    dtype = dtype_of(pair, {member.data.dtype for member in tensors if member.data.is_floating_point()})
+
+    def placed(member: Any) -> Any:
+        if not isinstance(member, Tensor | PackedSequence):
+            return member
+        movable: Any = member  # a packed sequence takes what a tensor does
+        return movable.to(device, dtype if movable.data.is_floating_point() else None)
+
+    return tuple(placed(member) for member in batch)
+
+
+def _is_like(member: Any, first: Tensor) -> bool:
+    """Whether nothing has to be done to a member of a batch: asked at every step."""
+    return (
+        isinstance(member, Tensor)
+        and member.device == first.device
+        and (member.dtype == first.dtype or not member.is_floating_point())
+    )

@@ -1,0 +1,1 @@
+"""Steps, the one loop over them, and runs that go on from where they stopped."""

@@ -1,0 +1,223 @@
+"""The one training loop: anything with ``.step(*batch) -> loss``, over epochs of data."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppgen.inference.execution.batches import Loaded, Shuffled, check_support, in_batches, mean_loss, observed_supports
+from ppgen.inference.execution.distributed import current, gathered, num_rows, own_seed, spread
+from ppgen.inference.programs.hygiene import check_last_batch
+from ppgen.inference.programs.modes import checked_seed, device_of, seeded, set_trained, trained, training
+from ppgen.inference.programs.traces import device_batch
+from ppgen.inference.programs.turns import give_way, in_turn
+from ppgen.inference.training.progress import History, Place, bar, located, losses
+from ppgen.inference.training.saved import Saved
+from ppgen.inference.training.svi import SVI
+from ppgen.nn.shapes import positive_integer
+from ppgen.pair import Pair
+
+__all__ = ["History", "train"]
+
+log = logging.getLogger(__name__)
+
+
+@in_turn
+def train(
+    step: Any,
+    data: Any,
+    *,
+    epochs: int,
+    batch_size: int = 100,
+    validation: Any = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    skip_nonfinite: bool = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
+    progress: bool = True,
+) -> History:
+    """Training of any step: ``step.step(*batch)`` on every batch of every epoch.
+
+    Args:
+        step: an :class:`SVI`, or anything with ``.step(*batch) -> loss``. Training ends after an epoch that leaves it
+            with a true attribute ``converged``; its attribute ``monitors`` is noted after each epoch.
+        data: a tensor or an array, a tuple of them (one batch member each), or a DataLoader.
+        epochs: passes over the data.
+        batch_size: rows of a batch, for data that is not a loader; the last batch of an epoch may be shorter.
+        validation: data whose unannealed loss (``step.evaluate``) is watched, in eval mode and with fixed noise.
+        patience: epochs without a better validation loss after which training stops; it starts when every schedule is
+            at its end. The best parameters are restored.
+        seed: of the order of the data and of the noise; drawn from torch's generator if not given. torch's global
+            generators are given back as they were.
+        skip_nonfinite: whether batches whose loss or gradient is not finite are skipped and counted
+            (``History.skipped``); otherwise the first of them ends the run. Neither reaches the parameters.
+        checkpoint: a folder in which the run is saved now and then, after every step that a Ctrl-C or SIGTERM fell
+            into, and at its end. The same call with a model made in the same way goes on from there, bit for bit as if
+            it had never stopped (on the same kind of machine, versions and threads); it may ask for more epochs. Data
+            in memory, and loaders with a ``state_dict``, go on within an epoch, other loaders at its beginning.
+        checkpoint_every: seconds between two saves.
+        progress: whether to show a bar with epoch, loss and time left.
+
+    Raises:
+        TypeError: data of a kind that cannot be read, or a step without ``.evaluate`` where validation needs it, or
+            without ``.state_dict`` where a checkpoint does.
+        ValueError: empty or non-finite data, a bad number, patience without validation, or a checkpoint that is damaged
+            or of another run.
+        FloatingPointError: a loss or a gradient that is not finite, in training or in validation; the parameters are
+            those before it.
+        OSError: a checkpoint could not be written; those before it are as they were.
+    """
+    epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
+    seed = None if seed is None else checked_seed(seed)
+    if patience is not None:
+        patience = positive_integer("patience", patience)
+        if validation is None:
+            raise ValueError(f"patience={patience} needs validation data to look at: give validation=….")
+    if not callable(getattr(step, "step", None)):
+        raise TypeError(f"train needs something with .step(*batch) -> loss, got {type(step).__name__}.")
+    if validation is not None and not callable(getattr(step, "evaluate", None)):
+        raise TypeError(f"{type(step).__name__} has no .evaluate(*batch), so validation data cannot be used with it.")
+    if checkpoint is not None and not (hasattr(step, "state_dict") and hasattr(step, "load_state_dict")):
+        raise TypeError(f"{type(step).__name__} has no .state_dict and .load_state_dict, so it cannot be checkpointed.")
+    saved = None if checkpoint is None else Saved(checkpoint, checkpoint_every)
+    order = torch.Generator()
+    batches = in_batches(data, batch_size, order, "data")
+    watched = None if validation is None else in_batches(validation, batch_size, None, "validation")
+    _check_shared(step, batches, watched, batch_size)
+    if skip_nonfinite and current().count > 1:
+        raise ValueError("skip_nonfinite=True is for one process: several would not skip the same batches.")
+    seed = seed if saved is None else saved.seed(seed)
+    seed = gathered(int(torch.randint(2**62, ())) if seed is None else seed)[0]
+    if saved is not None:
+        saved.check(step, batches, watched, order, epochs, seed=seed, batch_size=batch_size, patience=patience)
+    pair = getattr(step, "pair", step)
+    device = device_of(pair)
+    if isinstance(batches, Shuffled):
+        batches.rows.keep_on(device)
+    annealed = getattr(step, "schedules", [])
+    for schedule in annealed:
+        schedule.bind(len(batches))
+
+    def validate(numbered: tuple[int, tuple[Any, ...]]) -> tuple[float, int]:
+        index, batch = numbered
+        return float(step.evaluate(*batch, seed=index)), num_rows(batch)
+
+    with (
+        seeded(seed, device),
+        training(pair, True),
+        nullcontext() if saved is None or not current().leads else saved.files.alone(),
+        nullcontext() if saved is None else saved.files.signals(),
+        bar(epochs, progress and current().leads) as report,
+    ):
+        if hasattr(pair, "model") and hasattr(pair, "guide"):
+            _check_observations(pair, batches, watched)
+            if isinstance(batches, Shuffled):
+                check_last_batch(pair, len(batches.rows), batch_size, next(iter(batches)))
+        order.manual_seed(seed)
+        torch.manual_seed(own_seed(seed))
+        place = Place() if saved is None else saved.take_up()
+        history = place.history
+        while place.epoch < epochs and not place.ended:
+            began = time.perf_counter() - place.seconds
+            place.order = order.get_state()
+            for batch in batches.rest(place.batch):
+                with located(place, len(batches), skip_nonfinite):
+                    place.losses.append((step.step(*batch), num_rows(batch)))
+                place.batch, place.steps = place.batch + 1, place.steps + 1
+                give_way()
+                if saved is not None and place.batch < len(batches):
+                    place.seconds = time.perf_counter() - began
+                    if saved.files.due and hasattr(step, "look"):  # what is saved is known to be good
+                        with located(place, len(batches), skip_nonfinite):
+                            step.look()
+                    saved.within_epoch(place)
+            if hasattr(step, "look"):  # updates on a GPU run ahead of the host
+                with located(place, len(batches), skip_nonfinite):
+                    step.look()
+            means = [(float(loss), rows) for loss, rows in place.losses]
+            if skip_nonfinite:  # what a GPU skipped by itself is among them
+                means = [(loss, rows) for loss, rows in means if math.isfinite(loss)]
+            history.loss.append(mean_loss(list(chain(*gathered(means)))))
+            if watched is not None:
+                history.validation.append(mean_loss(spread(validate, enumerate(watched))))
+                _check_validation(history.validation[-1], place.epoch)
+            for name, value in getattr(step, "monitors", {}).items():
+                history.monitors.setdefault(name, []).append(float(value))
+            history.seconds.append(time.perf_counter() - began)
+            report(history)
+            log.info("Epoch %d of %d: %s.", place.epoch + 1, epochs, losses(history))
+            if patience is not None and all(s.done for s in annealed):
+                if history.validation[-1] < place.best:
+                    place.best, place.waited, history.best_epoch = history.validation[-1], 0, place.epoch
+                    place.best_state = trained(step)
+                else:
+                    place.waited += 1
+            place.ended = (patience is not None and place.waited >= patience) or bool(getattr(step, "converged", False))
+            place.next_epoch()
+            if saved is not None:
+                saved.after_epoch(place, last=place.ended or place.epoch == epochs)
+    history.stopped_early = place.ended and place.epoch < epochs
+    if place.best_state is not None:
+        set_trained(step, place.best_state)
+    return history
+
+
+def _check_validation(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The validation loss after epoch {epoch + 1} is {loss}, though every training loss was finite. Likely "
+            "causes: validation data of another range, or a scale that collapsed to zero."
+        )
+
+
+def _check_observations(pair: Pair, *sources: Loaded | Shuffled | None) -> None:
+    """Data in memory are checked against the model's supports at once, a loader's batches as they come."""
+    for source, name in zip(sources, ("data", "validation"), strict=True):
+        if source is None:
+            continue
+        first = next(iter(source))
+        try:
+            with training(pair, False):
+                supports = observed_supports(pair, device_batch(pair, first))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be given to this pair: {error}") from error
+        if isinstance(source, Loaded):
+            source.supports = supports
+            check_support(supports, first, f"the first batch of {name}")
+            continue
+        for start in range(0, len(source.rows), 4096):
+            check_support(supports, source.rows(slice(start, start + 4096)), name, start)
+
+
+def _check_shared(step: Any, batches: Loaded | Shuffled, watched: Loaded | Shuffled | None, batch_size: int) -> None:
+    """Refuses what processes cannot share: each would train a model of its own, or on the rows of another."""
+    count = current().count
+    if count == 1:
+        return
+    if not isinstance(step, SVI):
+        raise TypeError(
+            f"{type(step).__name__} cannot share its work among {count} processes, only SVI (fit) can: start it in one "
+            "process, without torchrun."
+        )
+    if isinstance(batches, Shuffled) and min(batch_size, len(batches.rows)) < count:
+        raise ValueError(
+            f"batch_size={batch_size} of {len(batches.rows)} rows leaves some of {count} processes without any: give "
+            "larger batches, or start fewer processes."
+        )
+    if isinstance(batches, Loaded) and not batches.divided:
+        raise ValueError(
+            f"The loader would give each of {count} processes the same rows: make it with "
+            "sampler=DistributedSampler(dataset), or give the data in memory."
+        )
+    if isinstance(watched, Loaded) and watched.divided:
+        raise ValueError(
+            "validation is divided among the processes by themselves: give a loader without a DistributedSampler."
+        )
