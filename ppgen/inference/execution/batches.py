@@ -174,12 +174,13 @@ class Loaded:
     """Any iterable of batches, each checked before its own step."""
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
-        self.loader, self.name = loader, name
+        self.loader: Any = loader  # of what else torch's loaders have, it is asked whether it is there
+        self.name = name
         self.supports: list[Support] = []
         self.passes = 0
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # checked where it is made
+        return len(self.loader)
 
     @property
     def divided(self) -> bool:
@@ -193,14 +194,14 @@ class Loaded:
 
     def state(self) -> dict[str, Any]:
         """What the order of the batches to come depends on, beside torch's global generator."""
-        own = self.loader.state_dict() if self.divisible else None  # type: ignore[attr-defined]
+        own = self.loader.state_dict() if self.divisible else None
         return {"passes": self.passes, "loader": own, "generators": self.generators()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on where :meth:`state` was."""
         self.passes = state["passes"]
         if self.divisible:
-            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+            self.loader.load_state_dict(state["loader"])
         self.load_generators(state["generators"])
 
     def generators(self) -> list[Tensor]:
@@ -226,7 +227,7 @@ class Loaded:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         if self.divided:
             self.passes += 1
-            self.loader.sampler.set_epoch(self.passes)  # type: ignore[attr-defined]  # or every epoch had one order
+            self.loader.sampler.set_epoch(self.passes)  # or every epoch had one order
         empty = True
         for i, batch in enumerate(self.loader):
             members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)

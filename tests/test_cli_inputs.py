@@ -1,0 +1,65 @@
+"""What people type by mistake at the command line: a row a case, and what its one line of error names."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from ppgen import cli
+
+REAL = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+
+COMMANDS = {
+    "an unknown model": ("train vea --out {tmp}/r", ["vea"]),
+    "an unknown data set": ("train vae --data mnits --out {tmp}/r", ["mnits", "did you mean 'mnist'"]),
+    "no such file": ("train vae --data {tmp}/x.npy --out {tmp}/r", ["x.npy", "no file"]),
+    "a file of another kind": ("train vae --data {tmp}/notes.txt --out {tmp}/r", ["notes.txt", ".npy"]),
+    "a truncated file": ("train vae --data {tmp}/cut.npy --out {tmp}/r", ["cut.npy", "cannot be read"]),
+    "an empty folder": ("train vae --data {tmp}/empty --out {tmp}/r", ["empty", "no images"]),
+    "real data for a Bernoulli": ("train vae --data {tmp}/real.npy --out {tmp}/r", ["real.npy", "bernoulli"]),
+    "NaN in a file": ("train vae --data {tmp}/nan.npy --out {tmp}/r", ["nan.npy", "NaN", "(3, 1)"]),
+    "an unknown option": ("train vae --latent 3 --out {tmp}/r", ["--latent"]),
+    "an unknown prior": ("train vae --prior gauss --out {tmp}/r", ["gauss", "standard"]),
+    "an unknown decoder": ("train vae --decoder bernouli --out {tmp}/r", ["bernouli", "'bernoulli'"]),
+    "no epochs": ("train vae --epochs 0 --out {tmp}/r", ["epochs", "0"]),
+    "half an epoch": ("train vae --epochs 0.5 --out {tmp}/r", ["--epochs", "integer"]),
+    "a batch of none": ("train vae --batch-size 0 --out {tmp}/r", ["batch_size", "0"]),
+    "a latent of none": ("train vae --latent-dim 0 --out {tmp}/r", ["latent_dim", "0"]),
+    "a negative latent": ("train vae --latent-dim -2 --out {tmp}/r", ["latent_dim", "-2"]),
+    "sizes that are none": ("train vae --hidden 3,x --out {tmp}/r", ["--hidden", "3,x"]),
+    "a learning rate of NaN": ("train vae --lr nan --out {tmp}/r", ["--lr", "nan"]),
+    "a negative learning rate": ("train vae --lr -1 --out {tmp}/r", ["--lr", "-1"]),
+    "a warm-up that outlasts training": (
+        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["--warmup", "5", "3"],
+    ),
+    "more pseudo-inputs than data": (
+        "train vae --prior vamp --num-components 5000 --out {tmp}/r", ["num_components=5000", "1297"],
+    ),
+    "an unknown device": ("train vae --device gpu --out {tmp}/r", ["device", "gpu"]),
+    "an output that is a file": ("train vae --epochs 1 --out {tmp}/notes.txt", ["notes.txt"]),
+    "a part that cannot be imported": ("train vae --prior nowhere:Prior --out {tmp}/r", ["nowhere:Prior", "import"]),
+    "a run that is none": ("evaluate {tmp}/empty", ["empty", "config.json"]),
+    "a run that is not there": ("sample {tmp}/nothing", ["nothing", "config.json"]),
+    "a run without samples": ("evaluate {tmp}/empty --num-data 0", ["--num-data", "0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_cannot_be_followed_says_why_in_one_line(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "real.npy", REAL)
+    np.save(tmp_path / "nan.npy", np.where(np.arange(360).reshape(60, 6) == 3 * 6 + 1, np.nan, REAL))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "real.npy").read_bytes()[:200])
+    before = sorted(tmp_path.rglob("*"))
+    command, facts = COMMANDS[name]
+    monkeypatch.setattr(sys, "argv", ["ppgen", *command.format(tmp=tmp_path).split()])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and not out
+    assert [fact for fact in ["Error:", *facts] if fact not in err] == [], err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert [p for p in sorted(tmp_path.rglob("*")) if tmp_path / "r" not in (p, *p.parents)] == before
