@@ -15,11 +15,9 @@ from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe
 from ppgen.inference import (
     SVI,
-    compiled,
     dreg,
     elbo,
     fit,
-    graphs,
     iwae,
     renyi,
     semi_supervised,
@@ -27,8 +25,10 @@ from ppgen.inference import (
     stratified,
     warmup,
 )
+from ppgen.inference.execution import graphs
 from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.loss import as_loss
+from ppgen.inference.training import compiled
 from ppgen.inference.training.compiled import Compiled, gradients
 
 SMALL = {"latent_dim": 2, "num_components": 3, "hidden": (4,)}
