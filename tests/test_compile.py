@@ -174,7 +174,7 @@ def test_what_compiles_has_the_numbers_of_eager_and_what_does_not_says_why(name,
         found = [step(batch) for _ in range(2)]
         after, noise = state(pair), torch.rand(3)
     assert (step.reason is None) == (reason is None), step.reason
-    assert len(caplog.records) == (reason is not None)
+    assert len([r for r in caplog.records if r.name.startswith("ppgen.")]) == (reason is not None)
     if reason:
         assert reason in step.reason and reason in caplog.text
     if name == "a counter":
@@ -471,14 +471,16 @@ def test_a_layers_bias_is_part_of_the_loop_that_follows():
 @pytest.mark.parametrize("compile", [False, True])
 def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
     """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
-    losses = {}
+    losses, seen = {}, set()
     for precision in ("float32", "bf16"):
         pair = small_vae()
+        pair.decoder.register_forward_hook(lambda _, z, p_x: seen.update((z[0].dtype, p_x.sample().dtype)))
         history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=precision)
         assert history.compiled == compile
         assert all(p.dtype == torch.float32 for p in pair.parameters()) and not torch.is_autocast_enabled("cpu")
         losses[precision] = history.loss
-    assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=2e-3)
+    assert seen == {torch.float32}
 
 
 def test_tf32_is_given_back_and_an_unknown_precision_is_named():

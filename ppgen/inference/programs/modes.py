@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ppgen.inference.programs.turns import own_generators
 
@@ -126,6 +127,27 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class _Widened(TorchFunctionMode):
+    """What autocast gives in fewer bits goes on in float32.
+
+    By itself it would leave draws, log-densities and their sums in bf16, too, whose eight bits are half a nat at 85.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _in_float32(func(*args, **(kwargs or {})))
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    return tuple(_in_float32(part) for part in value) if type(value) is tuple else value
+
+
+def widened(device: torch.device) -> AbstractContextManager[Any]:
+    """Under autocast: matrix products alone in fewer bits, and everything else in float32."""
+    return _Widened() if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppgen.inference.execution.graphs import CannotTrace, Graph, trace
 from ppgen.inference.losses.schedules import Schedule
-from ppgen.inference.programs.modes import modules_of, unmoved
+from ppgen.inference.programs.modes import modules_of, unmoved, widened
 
 __all__ = ["Compiled", "Gradients", "gradients"]
 
@@ -43,7 +43,8 @@ class Gradients(NamedTuple):
 def gradients(loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tensor], batch: Sequence[Any]) -> Gradients:
     """The loss of a batch and its gradients, in eager."""
     with torch.enable_grad():
-        value = loss(pair.model, pair.guide, *batch)
+        with widened(parameters[0].device):
+            value = loss(pair.model, pair.guide, *batch)
         wanted = [p for p in parameters if p.requires_grad]
         found = torch.autograd.grad(value, wanted, allow_unused=True)
     value = value.detach()
