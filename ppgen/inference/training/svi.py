@@ -60,7 +60,7 @@ class SVI:
         compile: whether loss and gradients are compiled at the first step, which takes seconds, for faster steps
             after it. What cannot be compiled runs in eager, and is said once, through ``logging``.
         precision: of matrix products in training: ``"float32"``; ``"tf32"``, which GPUs have, with 10 bits of mantissa;
-            or ``"bf16"``, by autocast, with 7. Parameters, optimiser and evaluation stay as they are.
+            or ``"bf16"``, by autocast, with 7. Draws, densities, parameters, optimiser and evaluation stay in float32.
 
     Attributes:
         compiled: whether steps run compiled code.
