@@ -91,12 +91,23 @@ def _verdict(row: Any, run: Mapping[str, Any]) -> str:
 
 
 def _beaten(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterable[str]:
-    """How far the best run of one layer is from the published rows' own runs, datum by datum."""
-    own = {s: run for s, run in runs.items() if run["row"] in rows and rows[run["row"]].model == "VAE, one layer"}
+    """The best run of one layer: how far from the best published row, and from our runs of those, datum by datum."""
+    layer = {name: row for name, row in rows.items() if row.model == "VAE, one layer"}
+    own = {stem: run for stem, run in runs.items() if run["row"] in layer}
     best = max(own, key=lambda stem: own[stem]["log_likelihood"], default=None)
-    for stem, run in own.items():
-        found = own[best].get("paired", {}).get(stem) if best and best != stem else None
-        if found and rows[run["row"]].published:
+    published = [row for row in layer.values() if row.published]
+    if best is None or not published:
+        return
+    run, theirs = own[best], min(published, key=lambda row: row.published[0])
+    ours = layer[run["row"]]
+    away = -run["log_likelihood"] - theirs.published[0]
+    yield (
+        f"- Best of one layer so far: `{best}` (prior {ours.prior}, posterior {ours.posterior}, {ours.objective}), "
+        f"{away:+.2f} nats from the best published of one layer ({theirs.prior}, {theirs.published[0]:.2f})."
+    )
+    for stem in own:
+        found = run.get("paired", {}).get(stem) if best != stem else None
+        if found and layer[own[stem]["row"]].published:
             nats = f"{found['difference']:.2f} ± {found['standard_error']:.2f} nats"
             yield f"- `{best}` is better than `{stem}` by {nats}, paired image by image."
 

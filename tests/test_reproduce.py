@@ -330,7 +330,10 @@ def test_runs_on_the_same_images_are_compared_image_by_image(scripts, tmp_path):
     assert set(paired) == {"vae-standard-0"}
     assert paired["vae-standard-0"]["difference"] == pytest.approx(0.5 + noise[1].mean())
     assert paired["vae-standard-0"]["standard_error"] == pytest.approx(noise[1].std(ddof=1) / 1000**0.5)
-    assert "`vae-iaf-0` is better than `vae-standard-0` by" in reproduced.table(reproduce.ROWS, results)
+    text = reproduced.table(reproduce.ROWS, results)
+    assert "`vae-iaf-0` is better than `vae-standard-0` by" in text
+    away = -values["vae-iaf"].mean() - 82.43
+    assert f"`vae-iaf-0` (prior standard, posterior iaf, ELBO), {away:+.2f} nats from the best published" in text
 
 
 def test_an_unknown_row_is_named(scripts, monkeypatch, capsys):
