@@ -342,6 +342,7 @@ SETTINGS = {
         real, fitted(R, optimizer=lambda p: torch.optim.Adam(p, lr=math.inf)), "lr", "inf"
     ),
     "learning rate negative": refused(real, fitted(R, optimizer=lambda p: torch.optim.Adam(p, lr=-1.0)), "-1.0"),
+    "an optimiser that asks for losses": refused(real, fitted(R, optimizer=torch.optim.LBFGS), "LBFGS", "closure"),
     "an optimiser of nothing": refused(real, fitted(R, optimizer=torch.optim.Adam([torch.zeros(1)])), "optimizer"),
     "an optimiser class of another library": refused(
         real, fitted(R, optimizer=pyro.optim.Adam({"lr": 0.1})), "optimizer"

@@ -13,7 +13,7 @@ from ppgen.inference.programs.modes import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.training.optimizers import load_optimizer
+from ppgen.inference.training.optimizers import check_step, load_optimizer
 from ppgen.inference.training.svi import OptimizerFactory
 from ppgen.nn.shapes import positive_integer
 
@@ -117,6 +117,7 @@ class Adversarial:
             raise TypeError(
                 f"{name} must be a torch optimiser or a function of parameters that makes one, got {given!r}."
             )
+        check_step(optimizer, name)
         return optimizer
 
     @in_turn

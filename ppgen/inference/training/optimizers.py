@@ -1,4 +1,4 @@
-"""An optimiser that goes on: its state as a file gives it, once it is known to fit."""
+"""What is asked of an optimiser: a step on one gradient, and a state that fits it where a file gives one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["load_optimizer"]
+__all__ = ["check_step", "load_optimizer"]
 
 log = logging.getLogger(__name__)
 
 HOW = ("foreach", "fused", "capturable", "differentiable")  # which code makes the same step: of this call, not the file
+
+
+def check_step(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Makes sure that an optimiser takes a step on the gradient of one batch.
+
+    Raises:
+        TypeError: it asks for the loss, again and again (LBFGS).
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{name} is {type(optimizer).__name__}, whose step evaluates the loss several times by a closure, where a "
+            "batch gives it one gradient: take torch.optim.Adam or another whose step() needs no closure."
+        )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ppgen.inference.programs.parameters import showing, trained
 from ppgen.inference.programs.traces import device_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
-from ppgen.inference.training.optimizers import load_optimizer
+from ppgen.inference.training.optimizers import check_step, load_optimizer
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]
@@ -145,6 +145,7 @@ class SVI:
                 f"optimizer gave {type(optimizer).__name__}, where a torch optimiser over the parameters is expected: "
                 "lambda parameters: torch.optim.Adam(parameters, lr=1e-3), say."
             )
+        check_step(optimizer, "optimizer")
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not any(id(parameter) in trained for parameter in self.parameters):
             raise ValueError(
