@@ -324,7 +324,7 @@ def test_what_is_no_game_is_refused():
         Adversarial(gan(), adversarial.minimax)
     with pytest.raises(TypeError, match="critic_optimizer must be a torch optimiser"):
         Adversarial(gan(), critic_optimizer=0.1)
-    with pytest.raises(TypeError, match="generator_optimizer is LBFGS, .* closure"):
+    with pytest.raises(TypeError, match=r"generator_optimizer is LBFGS, .* closure"):
         Adversarial(gan(), generator_optimizer=torch.optim.LBFGS)
     with pytest.raises(ValueError, match="critic_steps must be a positive whole number, got 0"):
         Adversarial(gan(), critic_steps=0)

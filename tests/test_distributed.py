@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ppgen import cli, decoders, models, nn, posteriors, priors
-from ppgen.inference import EM, SVI, elbo, fit, log_likelihood, train
-from ppgen.inference.execution.distributed import current, gathered, own_seed, processes
+from ppgen.inference import EM, SVI, elbo, fit, log_likelihood, processes, train
+from ppgen.inference.execution.distributed import current, gathered, own_seed
 from ppgen.pair import Custom, data_plate
 
 X = (torch.rand(250, 9, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -186,6 +186,13 @@ def test_nothing_happens_without_torchrun():
         assert (group.rank, group.count, group.leads) == (0, 1, True)
         assert not torch.distributed.is_initialized()
         assert gathered("x") == ["x"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, math.inf, "60"])
+def test_a_timeout_that_is_no_time_is_named(timeout):
+    expected = f"timeout must be a positive finite number of seconds, got {timeout!r}"
+    with pytest.raises(ValueError, match=expected), processes(timeout):
+        pass
 
 
 def test_the_loss_of_a_part_is_per_row_of_the_part():

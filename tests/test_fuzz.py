@@ -45,6 +45,7 @@ NO_CALLS = {
     "factorised_shapes": "takes nothing, and two seconds: tests/test_shapes.py",
     "climb": "the ladder's rungs, some seconds each: tests/test_check.py",
     "trust": "the ladder on a pair: tests/test_check.py",
+    "processes": "a block of calls that several make: tests/test_distributed.py",
     "save_run": "writes what load_run reads: below",
     "load_run": "reads what save_run writes: below",
     "begin_run": "writes what read_config reads: below",

@@ -7,6 +7,7 @@ from ppgen.inference.evaluation.export import to_arviz
 from ppgen.inference.evaluation.latents import LatentReport, latent_report
 from ppgen.inference.evaluation.likelihood import Estimate, log_likelihood
 from ppgen.inference.evaluation.proposals import RepairedEstimate, repaired_log_likelihood
+from ppgen.inference.execution.distributed import processes
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.iwae import iwae
 from ppgen.inference.losses.pathwise import dreg, renyi, sticking_the_landing, stratified
@@ -53,6 +54,7 @@ __all__ = [
     "log_weights",
     "mutual_information",
     "normalize_gradients",
+    "processes",
     "reconstruct",
     "renyi",
     "repaired_log_likelihood",

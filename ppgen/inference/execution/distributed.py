@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 import time
@@ -77,6 +78,7 @@ def processes(timeout: float = 300.0) -> Iterator[Processes]:
         timeout: seconds that one process waits for another, within a step or a block of data.
 
     Raises:
+        ValueError: a timeout that is not a positive finite number.
         ConnectionError: another process has ended, or let this one wait for too long.
 
     Example:
@@ -84,6 +86,8 @@ def processes(timeout: float = 300.0) -> Iterator[Processes]:
         ...     group.count
         1
     """
+    if not (isinstance(timeout, int | float) and math.isfinite(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a positive finite number of seconds, got {timeout!r}.")
     if current().count > 1 or any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         yield current()
         return
