@@ -12,7 +12,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppgen.inference.losses.loss import Measured
+from ppgen.inference.losses.loss import Measured, size_of_data
 from ppgen.inference.losses.schedules import Schedule
 from ppgen.inference.programs.refusals import check_names
 from ppgen.inference.programs.structure import Structure
@@ -20,7 +20,6 @@ from ppgen.inference.programs.traces import (
     Program,
     device_of_batch,
     frame_of_data,
-    length_of_batch,
     log_prob,
     per_datum,
     run,
@@ -98,10 +97,9 @@ class ELBO(nn.Module):
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
         structure = self._measured(model, guide, *batch)
-        size = structure.full_size or length_of_batch(batch) or 1
-        beta = (
-            (self.beta() if isinstance(self.beta, Schedule) else self.beta).to(device=device_of_batch(batch)).squeeze(0)
-        )
+        size = size_of_data(structure, batch)
+        beta = self.beta() if isinstance(self.beta, Schedule) else self.beta
+        beta = beta.to(device=device_of_batch(batch)).squeeze(0)
         if structure.enumerated or structure.sequential:
             return self._enumerated(model, guide, batch, beta, structure) / size
         if structure.vectorized and self.num_particles > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ppgen.inference.programs.structure import Structure, measure
 from ppgen.inference.programs.traces import Program, length_of_batch
 from ppgen.inference.programs.turns import in_turn
 
-__all__ = ["Loss", "Measured", "as_loss"]
+__all__ = ["Loss", "Measured", "as_loss", "size_of_data"]
 
 Loss = Callable[..., Tensor]
 
@@ -32,6 +32,14 @@ class Measured:
 
     def __deepcopy__(self, memo: Any) -> Measured:
         return Measured()
+
+
+def size_of_data(structure: Structure, batch: Sequence[Any]) -> int:
+    """What a sum over the data plate is divided by: its full size, or the batch's length where it has none."""
+    if structure.full_size:
+        return structure.full_size
+    length = length_of_batch(batch)
+    return 1 if length is None else length
 
 
 def as_loss(loss: Any) -> Loss:
@@ -61,7 +69,7 @@ class _PyroLoss:
 
     @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
-        size = self._measured(model, guide, *batch).full_size or (length_of_batch(batch) or 1)
+        size = size_of_data(self._measured(model, guide, *batch), batch)
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():  # without which TraceEnum_ELBO refuses to work, in validation, too
             loss = self.objective.differentiable_loss(model, guide, *batch) / size
