@@ -119,6 +119,6 @@ def _footnotes(runs: list[Any]) -> Iterable[str]:
         place = run["machine"] if run.get("device", "cpu") == "cpu" else f"{run['device']} beside {run['machine']}"
         places.setdefault(place, []).append(f"`{run['row']}-{run['seed']}` {run['seconds'] / 3600:.1f} h")
     for place, hours in places.items():
-        yield f"- {place}: {', '.join(hours)}."
+        yield f"- Evaluated on {place}; hours of training: {', '.join(hours)}."
     for data in sorted({run["data"] for run in runs}):
         yield f"- Data: {data}."

@@ -57,9 +57,9 @@ class Adversarial:
     Example:
         >>> from ppgen import models, nn, priors
         >>> from ppgen.inference import sample, train
-        >>> from ppgen.inference.training.adversarial import wasserstein_gp
+        >>> from ppgen.inference import adversarial
         >>> gan = models.GAN(priors.StandardNormal(2), nn.MLP(2, 16, 64), nn.MLP(64, 16, 1))
-        >>> history = train(Adversarial(gan, wasserstein_gp()), torch.randn(500, 64), epochs=2, seed=0)
+        >>> history = train(Adversarial(gan, adversarial.wasserstein_gp()), torch.randn(500, 64), epochs=2, seed=0)
         >>> len(history.monitors["critic_estimate"])
         2
         >>> sample(gan, 5).shape
