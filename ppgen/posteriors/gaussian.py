@@ -122,7 +122,7 @@ class FullNormal(nn.Module):
         loc, log_diagonal, lower = split("FullNormal", feed(self.net, *context), d, d, d * (d - 1) // 2)
         factor = torch.diag_embed(log_diagonal.clamp(*self.log_scale_range).exp())
         factor[..., self.below[0], self.below[1]] = lower
-        # A MultivariateNormal would solve for the noise of its own draws, which float32 loses where L is ill-conditioned.
+        # A MultivariateNormal solves for the noise of its own draws, which float32 loses where L is ill-conditioned.
         noise = dist.Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
         return AffineFlow(noise, transforms.Triangular(loc, factor))
 
