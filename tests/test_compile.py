@@ -1,4 +1,4 @@
-"""The compiled step: what compiles and what falls back, eager's numbers, schedules, staleness, honest fallbacks."""
+"""The compiled step: what compiles and what falls back, eager's numbers, staleness, honest fallbacks."""
 
 import logging
 import sys
@@ -8,10 +8,9 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from parts import normalised
-from torch import nn as torch_nn
+from parts import normalised, small_vae
 
-from ppgen import decoders, models, nn, posteriors, priors
+from ppgen import models
 from ppgen.catalogue import DECODERS, POSTERIORS, PRIORS, Recipe
 from ppgen.inference import (
     SVI,
@@ -26,7 +25,6 @@ from ppgen.inference import (
     warmup,
 )
 from ppgen.inference.execution import graphs
-from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.training import compiled
 from ppgen.inference.training.compiled import Compiled, gradients
@@ -194,13 +192,6 @@ def test_what_compiles_has_the_numbers_of_eager_and_what_does_not_says_why(name,
             assert a is None or (a - b).norm() <= 1e-4 * (b.norm() + whole)
 
 
-def small_vae():
-    torch.manual_seed(0)
-    return models.VAE(
-        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, 16)), posteriors.DiagNormal(nn.MLP(16, 8, 4))
-    )
-
-
 X = DATA["binary"].flatten(1).repeat(4, 1)  # 24 rows
 
 
@@ -343,108 +334,6 @@ def test_labels_out_of_range_are_named_by_a_compiled_step_too():
         step((DATA["binary"], y))
 
 
-class Recorded:
-    """A stand-in for a CUDA graph: replays the function that it was made of. A real capture only records it."""
-
-    def __init__(self):
-        self.replays = 0
-
-    def __call__(self, step):
-        def replay():
-            self.replays += 1
-            step()
-
-        return replay
-
-
-@pytest.fixture
-def replayed(monkeypatch):
-    """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
-    monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
-    graph = Recorded()
-
-    def make(pair, loss=None):
-        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
-        svi.prepare(X)
-        key = Compiled(svi.loss, pair, svi.parameters).key
-        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, key, graph)
-        for group in svi.optimizer.param_groups:
-            group["capturable"] = False  # which the kernels of a CPU do not know
-        return svi
-
-    return make, graph
-
-
-def test_replayed_steps_are_those_of_eager_with_a_warm_up_and_changing_rates(replayed):
-    make, graph = replayed
-    ends = []
-    for ahead in (False, True):
-        pair = small_vae()
-        svi = make(pair, loss=elbo(beta=warmup(steps=20)))
-        svi._replayed = svi._replayed if ahead else None
-        losses = []
-        torch.manual_seed(0)
-        for i in range(25):
-            svi.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + i)
-            losses.append(svi.step(X))
-        svi.look()
-        ends.append((torch.stack(losses), torch.cat([p.flatten() for p in pair.parameters()])))
-    assert graph.replays > 15
-    torch.testing.assert_close(ends[0], ends[1])
-
-
-def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(replayed):
-    make, _ = replayed
-    pair = small_vae()
-    svi = make(pair)
-    for _ in range(5):
-        svi.step(X)
-    svi.look()
-    before = [p.clone() for p in pair.parameters()]
-    with pyro.validation_enabled(False):  # compiled code has none
-        svi.step(torch.full_like(X, torch.nan))  # goes unnoticed
-    assert all(torch.equal(p, b) for p, b in zip(pair.parameters(), before, strict=True))
-    svi.step(X)
-    with pytest.raises(FloatingPointError, match="first at the guide's site 'z'"):
-        svi.look()
-    svi.step(X)
-    svi.look()
-
-
-def test_a_gradient_that_is_not_finite_reaches_no_parameter():
-    """The loss is finite: the square root has an infinite slope at 0."""
-
-    class Pair(torch_nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch_nn.Parameter(torch.zeros(()))
-
-        def model(self, x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(self.weight.sqrt(), 1.0), obs=x)
-
-        def guide(self, x):
-            pass
-
-    for compile in (False, True):
-        pair = Pair()
-        with pytest.raises(FloatingPointError, match="its gradient is not finite"):
-            SVI(pair, compile=compile).step(torch.ones(3))
-        assert pair.weight == 0
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_gradient_in_half_precision_is_finite_where_its_sum_is_not(compile):
-    """Norms of 235,200 entries: a sum of their absolute values would be beyond float16."""
-    pair = models.VAE(
-        priors.StandardNormal(2), decoders.Normal(nn.MLP(2, 300, 784), scale=0.2), posteriors.DiagNormal(nn.MLP(784, 4))
-    ).half()
-    svi = SVI(pair, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-5), compile=compile)
-    svi.step(torch.rand(5, 784).half())
-    gradient = torch.cat([p.grad.flatten() for p in svi.parameters])
-    assert gradient.isfinite().all() and not gradient.abs().sum(dtype=torch.float16).isfinite()
-
-
 @pytest.mark.slow
 def test_a_layers_bias_is_part_of_the_loop_that_follows():
     """An addmm would copy it into every row before the product: compiled code has none, the graph in eager has."""
@@ -466,26 +355,3 @@ def test_a_layers_bias_is_part_of_the_loop_that_follows():
             found = run(X)[0]
         assert [name for name in called if name.endswith("mm")] == [product] * 4
         assert torch.allclose(found, layers(X)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
-    """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
-    losses, seen = {}, set()
-    for precision in ("float32", "bf16"):
-        pair = small_vae()
-        pair.decoder.register_forward_hook(lambda _, z, p_x: seen.update((z[0].dtype, p_x.sample().dtype)))
-        history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=precision)
-        assert history.compiled == compile
-        assert all(p.dtype == torch.float32 for p in pair.parameters()) and not torch.is_autocast_enabled("cpu")
-        losses[precision] = history.loss
-    assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=2e-3)
-    assert seen == {torch.float32}
-
-
-def test_tf32_is_given_back_and_an_unknown_precision_is_named():
-    before = torch.get_float32_matmul_precision()
-    fit(small_vae(), X, epochs=1, seed=0, progress=False, precision="tf32")
-    assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got 'fp16'"):
-        SVI(small_vae(), precision="fp16")

@@ -4,6 +4,8 @@ import copy
 import logging
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn as tnn
@@ -228,3 +230,25 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(caplog):
     assert all(value.isfinite().all() for value in pair.state_dict().values())
     with pytest.raises(FloatingPointError, match="batch 5 of 5"):  # a whole epoch of them is no training
         fit(breaking(range(1, 99)), BITS, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_parameter():
+    """The loss is finite: the square root has an infinite slope at 0."""
+
+    class Pair(tnn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = tnn.Parameter(torch.zeros(()))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.weight.sqrt(), 1.0), obs=x)
+
+        def guide(self, x):
+            pass
+
+    for compile in (False, True):
+        pair = Pair()
+        with pytest.raises(FloatingPointError, match="its gradient is not finite"):
+            SVI(pair, compile=compile).step(torch.ones(3))
+        assert pair.weight == 0

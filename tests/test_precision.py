@@ -1,0 +1,45 @@
+"""Training below float32: half-precision parameters, bf16 by autocast, tf32 products."""
+
+import pytest
+import torch
+from parts import small_vae
+
+from ppgen import decoders, models, nn, posteriors, priors
+from ppgen.inference import SVI, fit
+
+X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gradient_in_half_precision_is_finite_where_its_sum_is_not(compile):
+    """Norms of 235,200 entries: a sum of their absolute values would be beyond float16."""
+    pair = models.VAE(
+        priors.StandardNormal(2), decoders.Normal(nn.MLP(2, 300, 784), scale=0.2), posteriors.DiagNormal(nn.MLP(784, 4))
+    ).half()
+    svi = SVI(pair, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-5), compile=compile)
+    svi.step(torch.rand(5, 784).half())
+    gradient = torch.cat([p.grad.flatten() for p in svi.parameters])
+    assert gradient.isfinite().all() and not gradient.abs().sum(dtype=torch.float16).isfinite()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
+    """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
+    losses, seen = {}, set()
+    for precision in ("float32", "bf16"):
+        pair = small_vae()
+        pair.decoder.register_forward_hook(lambda _, z, p_x: seen.update((z[0].dtype, p_x.sample().dtype)))
+        history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=precision)
+        assert history.compiled == compile
+        assert all(p.dtype == torch.float32 for p in pair.parameters()) and not torch.is_autocast_enabled("cpu")
+        losses[precision] = history.loss
+    assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=2e-3)
+    assert seen == {torch.float32}
+
+
+def test_tf32_is_given_back_and_an_unknown_precision_is_named():
+    before = torch.get_float32_matmul_precision()
+    fit(small_vae(), X, epochs=1, seed=0, progress=False, precision="tf32")
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got 'fp16'"):
+        SVI(small_vae(), precision="fp16")

@@ -1,0 +1,82 @@
+"""Steps replayed from a CUDA graph, with a stand-in for the graph: eager's numbers, and steps that are not finite."""
+
+import sys
+
+import pyro
+import pytest
+import torch
+from parts import small_vae
+
+from ppgen.inference import SVI, elbo, warmup
+from ppgen.inference.execution.replayed import Replayed
+from ppgen.inference.training.compiled import Compiled
+
+X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
+
+
+class Recorded:
+    """A stand-in for a CUDA graph: replays the function that it was made of. A real capture only records it."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def __call__(self, step):
+        def replay():
+            self.replays += 1
+            step()
+
+        return replay
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
+    monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
+    graph = Recorded()
+
+    def make(pair, loss=None):
+        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
+        svi.prepare(X)
+        key = Compiled(svi.loss, pair, svi.parameters).key
+        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, key, graph)
+        for group in svi.optimizer.param_groups:
+            group["capturable"] = False  # which the kernels of a CPU do not know
+        return svi
+
+    return make, graph
+
+
+def test_replayed_steps_are_those_of_eager_with_a_warm_up_and_changing_rates(replayed):
+    make, graph = replayed
+    ends = []
+    for ahead in (False, True):
+        pair = small_vae()
+        svi = make(pair, loss=elbo(beta=warmup(steps=20)))
+        svi._replayed = svi._replayed if ahead else None
+        losses = []
+        torch.manual_seed(0)
+        for i in range(25):
+            svi.optimizer.param_groups[0]["lr"] = 1e-2 / (1 + i)
+            losses.append(svi.step(X))
+        svi.look()
+        ends.append((torch.stack(losses), torch.cat([p.flatten() for p in pair.parameters()])))
+    assert graph.replays > 15
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(replayed):
+    make, _ = replayed
+    pair = small_vae()
+    svi = make(pair)
+    for _ in range(5):
+        svi.step(X)
+    svi.look()
+    before = [p.clone() for p in pair.parameters()]
+    with pyro.validation_enabled(False):  # compiled code has none
+        svi.step(torch.full_like(X, torch.nan))  # goes unnoticed
+    assert all(torch.equal(p, b) for p, b in zip(pair.parameters(), before, strict=True))
+    svi.step(X)
+    with pytest.raises(FloatingPointError, match="first at the guide's site 'z'"):
+        svi.look()
+    svi.step(X)
+    svi.look()
