@@ -1,4 +1,4 @@
-"""The tables of all priors and posteriors, small: adding a line here tests a new part everywhere; and two small VAEs."""
+"""The tables of all priors and posteriors, small, where a line more tests a new part everywhere; two small VAEs."""
 
 import torch
 
