@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from ppgen import distributions
-from ppgen.distributions import AffineFlow, Mixture, NormalizingFlow
+from ppgen.distributions import AffineFlow, LowRankNormal, Mixture, NormalizingFlow
 
 
 def gaussians(*batch, d, dtype=torch.float32, requires_grad=False):
@@ -184,3 +184,24 @@ def test_affine_flow_has_the_transformed_mean():
     torch.testing.assert_close(mean, torch.tensor([4.0, 7.0]).expand(5, 2))
     with pytest.raises(NotImplementedError, match="average samples"):
         _ = flow().mean
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 1)], ids=str)
+def test_a_covariance_of_low_rank_scores_like_the_dense_one(lead):
+    loc, factor, variance = torch.randn(*lead, 6).double(), torch.randn(*lead, 6, 2).double(), torch.rand(6).double()
+    dense = dist.MultivariateNormal(loc, factor @ factor.mT + variance.diag())
+    low = LowRankNormal(loc, factor, variance)
+    for shape in ((), (5,)):
+        value = torch.randn(*shape, *lead, 6).double()
+        torch.testing.assert_close(low.log_prob(value), dense.log_prob(value))
+    with pytest.raises(ValueError, match="within the support"):
+        LowRankNormal(loc, factor, variance, validate_args=True).log_prob(torch.full((6,), torch.nan).double())
+
+
+@pytest.mark.parametrize("log_scale", [-1.0, -4.0, -7.0, -9.0])
+def test_a_covariance_of_low_rank_is_precise_in_float32(log_scale):
+    """A difference of squares would be wrong by thousands of nats at the smallest scale."""
+    parameters = torch.randn(40), torch.randn(40, 4), torch.full((40,), 2 * log_scale).exp()
+    single, double = LowRankNormal(*parameters), dist.LowRankMultivariateNormal(*(p.double() for p in parameters))
+    value = single.sample((100,))
+    torch.testing.assert_close(single.log_prob(value).double(), double.log_prob(value.double()), rtol=0, atol=0.05)

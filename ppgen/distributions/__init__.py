@@ -2,7 +2,7 @@
 
 from .autoregressive import AutoregressiveImage, MultiScaleImage
 from .flow import AffineFlow, NormalizingFlow, compose
-from .gaussian import LOG_SCALE_RANGE, diagonal_normal
+from .gaussian import LOG_SCALE_RANGE, FullNormal, LowRankNormal, diagonal_normal
 from .implicit import Implicit
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
 from .marginal import Marginal, marginal
@@ -17,8 +17,10 @@ __all__ = [
     "CategoricalLevels",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "FullNormal",
     "Implicit",
     "LogisticMixture",
+    "LowRankNormal",
     "Marginal",
     "Mixture",
     "MultiScaleImage",

@@ -15,6 +15,25 @@ from ppgen.nn.shapes import positive_integer
 from ._zuko import zuko
 
 
+class Drawn:
+    """What a distribution remembers of the value that it drew last, with the copies that ``expand`` makes of it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor | None, bool, tuple[Tensor, ...]] = (None, False, ())
+
+    def keep(self, value: Tensor, *of: Tensor) -> None:
+        """Remembers tensors, such as the noise, of the value drawn just now."""
+        self._last = (value, torch.is_grad_enabled(), of)
+
+    def of(self, value: Tensor) -> tuple[Tensor, ...] | None:
+        """What was kept, if this very tensor was drawn last; None of any other value.
+
+        A draw made without gradients is a constant, whose density still depends on the parameters: None, too.
+        """
+        drawn, graph, kept = self._last
+        return kept if drawn is value and (graph or not torch.is_grad_enabled()) else None
+
+
 class NormalizingFlow(TorchDistribution):
     r"""Distribution of a transformed variable, which scores its own draw without an inverse.
 
@@ -52,7 +71,7 @@ class NormalizingFlow(TorchDistribution):
     def __init__(self, base: Distribution, transform: Transform, validate_args: bool | None = None) -> None:
         self.base = base
         self.transform: Any = transform  # zuko gives every transform a method call_and_ladj
-        self._drawn: dict[str, Any] = {}
+        self._drawn = Drawn()
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
@@ -80,17 +99,14 @@ class NormalizingFlow(TorchDistribution):
 
     def _push(self, noise: Tensor) -> Tensor:
         value, log_det = self.transform.call_and_ladj(noise)
-        graph = torch.is_grad_enabled()
-        self._drawn.update(value=value, noise=noise, log_det=log_det, graph=graph)
+        self._drawn.keep(value, noise, log_det)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        drawn = self._drawn
-        # A draw made without gradients is a constant: its density still depends on the parameters, through the inverse.
-        if drawn.get("value") is value and (drawn["graph"] or not torch.is_grad_enabled()):
-            noise, log_det = drawn["noise"], drawn["log_det"]
+        if (drawn := self._drawn.of(value)) is not None:
+            noise, log_det = drawn
         else:
             lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - self.event_dim])
             noise, log_det = self.transform.inv.call_and_ladj(value.expand(*lead, *self.event_shape))

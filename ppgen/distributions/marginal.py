@@ -21,6 +21,7 @@ from torch.distributions import (
 
 from ppgen.pair import unadapted
 
+from .gaussian import LowRankNormal
 from .levels import LogisticMixture
 from .mixture import Mixture
 
@@ -137,14 +138,14 @@ class _Gaussian(Marginal):
     patterns stays one batch of matrices.
     """
 
-    def _observed(self) -> MultivariateNormal | LowRankMultivariateNormal:
+    def _observed(self) -> MultivariateNormal | LowRankNormal:
         """The density of the deviations of observed elements, with standard normals in the others' places."""
         whole, mask = self.whole, self.observed_at
         zero = torch.zeros_like(whole.loc)
         if isinstance(whole, LowRankMultivariateNormal):
             factor = torch.where(mask.unsqueeze(-1), whole.cov_factor, torch.zeros_like(whole.cov_factor))
             diagonal = torch.where(mask, whole.cov_diag, torch.ones_like(whole.cov_diag))
-            return LowRankMultivariateNormal(zero, factor, diagonal, validate_args=False)
+            return LowRankNormal(zero, factor, diagonal, validate_args=False)
         covariance = whole.covariance_matrix
         both = mask.unsqueeze(-1) & mask.unsqueeze(-2)
         identity = torch.eye(mask.shape[-1], dtype=covariance.dtype, device=covariance.device)

@@ -1,7 +1,7 @@
-"""Planar, radial, Sylvester and triangular transforms, with what Pyro's lack: inverses, and batches of matrices.
+"""Planar, radial and Sylvester transforms, with the inverses that Pyro's lack.
 
-Pyro's first three invert only what they just computed, and start where their raw parameters are zero at something
-other than the identity. Here zeros are the identity, and any value is inverted: by a formula (radial), or
+Pyro's transforms of these names invert only what they just computed, and start where their raw parameters are zero at
+something other than the identity. Here zeros are the identity, and any value is inverted: by a formula (radial), or
 by monotone scalar equations (planar, Sylvester) that are solved by bisection and differentiated implicitly.
 """
 
@@ -221,34 +221,3 @@ class Sylvester(_OnePass):
             v.insert(0, solve_tanh(t, self.r[..., m, m], self.r_tilde[..., m, m], e))
             h.insert(0, (self.r_tilde[..., m, m] * v[0] + e).tanh())
         return y - self._matmul(self.q, self._matmul(self.r, torch.stack(h, -1)))
-
-
-class Triangular(_OnePass):
-    r"""Affine transform by a lower triangular matrix.
-
-    .. math:: f(x) = L x + b, \qquad \log |\det J| = \sum_i \log |L_{ii}|
-
-    The inverse solves for x, and loses what the condition of L takes, which can grow exponentially with D: see
-    :class:`~ppgen.distributions.NormalizingFlow` for how a draw is scored without.
-
-    Args:
-        b: shape (\*, D).
-        matrix: L, shape (\*, D, D).
-
-    Example:
-        >>> f = Triangular(torch.zeros(3), torch.randn(3, 3).tril(-1) + torch.eye(3))
-        >>> x = torch.randn(5, 3)
-        >>> torch.allclose(f.inv(f(x).clone()), x, atol=1e-4)
-        True
-    """
-
-    def __init__(self, b: Tensor, matrix: Tensor) -> None:
-        super().__init__()
-        self.b, self.matrix = b, matrix
-
-    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = torch.diagonal(self.matrix, dim1=-2, dim2=-1).abs().log().sum(-1)
-        return self.b + (self.matrix @ x.unsqueeze(-1)).squeeze(-1), log_det.expand(x.shape[:-1])
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.matrix, (y - self.b).unsqueeze(-1), upper=False).squeeze(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.distributions import marginal
+from ppgen.distributions import FullNormal, LowRankNormal, marginal
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
@@ -151,11 +151,11 @@ class FactorAnalysis(nn.Module):
         mean, precision = _posterior(x.double(), mask, *self._theta())
         scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
         dtype = self.loc.dtype
-        return dist.MultivariateNormal(mean.to(dtype), scale_tril=scale_tril.to(dtype), validate_args=False)
+        return FullNormal(mean.to(dtype), scale_tril.to(dtype), validate_args=False)
 
     def marginal(self) -> Distribution:
         """p(x), the Gaussian that all of this amounts to."""
-        return dist.LowRankMultivariateNormal(self.loc, self.loadings, self.variance, validate_args=False)
+        return LowRankNormal(self.loc, self.loadings, self.variance, validate_args=False)
 
     def model(self, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """p(z) p(x | z). With nothing given: one draw for each plate that is open."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppgen import distributions
 from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, Mixture, diagonal_normal, transforms
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
@@ -122,9 +122,7 @@ class FullNormal(nn.Module):
         loc, log_diagonal, lower = split("FullNormal", feed(self.net, *context), d, d, d * (d - 1) // 2)
         factor = torch.diag_embed(log_diagonal.clamp(*self.log_scale_range).exp())
         factor[..., self.below[0], self.below[1]] = lower
-        # A MultivariateNormal solves for the noise of its own draws, which float32 loses where L is ill-conditioned.
-        noise = dist.Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
-        return AffineFlow(noise, transforms.Triangular(loc, factor))
+        return distributions.FullNormal(loc, factor, validate_args=False)
 
 
 class LowRankNormal(nn.Module):
@@ -183,7 +181,7 @@ class LowRankNormal(nn.Module):
         d, r = self.latent_dim, self.rank
         loc, log_scale, factor = split("LowRankNormal", feed(self.net, *context), d, d, d * r)
         variance = (2 * log_scale.clamp(*self.log_scale_range)).exp()
-        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, r)), variance, validate_args=False)
+        return distributions.LowRankNormal(loc, factor.unflatten(-1, (d, r)), variance, validate_args=False)
 
 
 class Householder(nn.Module):
