@@ -76,6 +76,10 @@ class FullNormal(nn.Module):
 
     .. math:: q(z \mid x) = \mathcal{N}\bigl(z; \mu(x), L(x) L(x)^\top\bigr)
 
+    A draw is scored by its noise, exactly. A value from elsewhere, and a draw that is scored once more with parameters
+    held (``dreg``, ``sticking_the_landing``), is solved for, as far as the condition of L lets float32: in many
+    dimensions take ``elbo`` or ``iwae``, or double precision.
+
     References:
         Gaussian Kullback-Leibler Approximate Inference (Challis and Barber, 2013),
         https://jmlr.org/papers/v14/challis13a.html
