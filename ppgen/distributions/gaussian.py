@@ -1,4 +1,4 @@
-"""Gaussians from the unbounded numbers that networks give and parameters hold."""
+"""Gaussians of diagonal, full and low-rank covariance, whose densities keep their digits in float32."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ppgen.distributions.flow import Drawn
 from ppgen.inference.programs.modes import modules_of, seeded
 from ppgen.inference.programs.traces import Program, support
 from ppgen.pair import Pair, unadapted
@@ -46,7 +47,7 @@ class Moved(TorchDistribution):
         self.base, self.shift, self.scale = base, shift, scale
         self.coordinates = Coordinates.of(base)
         self.center = self._center() if center is None else center
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._drawn = Drawn()
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def _center(self) -> Tensor:
@@ -86,14 +87,14 @@ class Moved(TorchDistribution):
     def _push(self, z: Tensor) -> Tensor:
         to_value = self.coordinates.transform
         value = to_value(self.center + self.shift + self.scale * (to_value.inv(z) - self.center))
-        self._drawn = (value, z)  # some flows can score only what they drew
+        self._drawn.keep(value, z)  # flows score what they drew without an inverse
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         to_value = self.coordinates.transform
         moved = to_value.inv(value)
         u = self.center + (moved - self.center - self.shift) / self.scale
-        z = self._drawn[1] if self._drawn is not None and self._drawn[0] is value else to_value(u)
+        (z,) = self._drawn.of(value) or (to_value(u),)
         stretch = sum_rightmost(self.scale.log().expand(u.shape), self.coordinates.event_dim)
         log_det = self.coordinates.log_det(u, z) - self.coordinates.log_det(moved, value)
         return self.base.log_prob(z) + log_det - stretch
