@@ -1,3 +1,5 @@
+"""The named sets and their splits, binarisation, and what `load` makes of names, arguments and published files."""
+
 import dataclasses
 import gzip
 import hashlib

@@ -1,3 +1,5 @@
+"""Data sets fetched from local servers: mirrors that fail, damaged and foreign files, own folders, checksums."""
+
 import hashlib
 import os
 import socket

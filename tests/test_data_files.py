@@ -1,3 +1,5 @@
+"""A user's own arrays as data: splits, shapes, kinds of values, labels, and files that are refused."""
+
 import pickle
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The formats of published files: idx, CIFAR's records, MATLAB's matrices."""
+
 import gzip
 import io
 import struct
