@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ppgen.inference.execution.graphs import CannotTrace, Graph, trace
+from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
 from ppgen.inference.programs.structure import Structure
 from ppgen.inference.programs.traces import PARTICLES, run_guide, run_model
 from ppgen.inference.programs.weights import log_joint, log_proposal, weigh
@@ -266,9 +266,7 @@ class _Part:
     def __init__(
         self, function: Function, block: Sequence[Tensor], given: Sequence[Tensor], size: int, compiled: bool
     ) -> None:
-        graph, again = (trace(function, [*block, *given]) for _ in range(2))
-        if not graph.same_as(again):
-            raise CannotTrace("the program is not the same at every call (a counter or a number that changes?)")
+        graph = twice(partial(trace, function), [*block, *given])
         self.held, self.num_outputs = graph.held, graph.num_outputs
         self.outer, inner = _split(graph.module, len(block), len(given), size)
         inputs = [*block, *given, *self.held, *self.outer(*block, *given, *self.held)]

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CannotTrace", "Graph", "trace"]
+__all__ = ["CannotTrace", "Graph", "trace", "twice"]
 
 LOCK = threading.Lock()  # tracing sets torch's and Pyro's global state for a moment
 aten = torch.ops.aten
@@ -180,6 +180,28 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
             raise
         except Exception as error:
             raise CannotTrace(_first_line(error)) from error
+
+
+def twice(traced: Callable[[Sequence[Tensor]], Graph], inputs: Sequence[Tensor]) -> Graph:
+    """A graph that came out the same a second time, with the rows of the inputs in another order.
+
+    So what Python took from the values of this very batch where no operation of torch shows it, ``x.numpy()`` or
+    ``x.tolist()``, is not baked in.
+
+    Args:
+        traced: makes a graph of inputs of these shapes.
+        inputs: the tensors.
+
+    Raises:
+        CannotTrace: it did not come out the same, or no graph holds it.
+    """
+    graph = traced(inputs)
+    if not graph.same_as(traced([x.roll(1, 0) if x.dim() else x for x in inputs])):
+        raise CannotTrace(
+            "the program is not the same at every call (a counter, a number that changes, or values of the batch that "
+            "are read by .numpy() or .tolist()?)"
+        )
+    return graph
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:

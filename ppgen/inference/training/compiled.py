@@ -6,12 +6,13 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ppgen.inference.execution.graphs import CannotTrace, Graph, trace
+from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
 from ppgen.inference.losses.schedules import Schedule
 from ppgen.inference.programs.modes import modules_of, unmoved, widened
 
@@ -66,10 +67,10 @@ class Compiled:
     """Losses and gradients by compiled code, one graph for each shape of a batch.
 
     A graph is made at the first batch: the loss is traced through Pyro (twice: a program that is not the same at every
-    call is refused), compiled, and its results compared with those of eager at the same noise. The comparison is made
-    again at fixed steps. Train and eval mode, and plain numbers among the attributes of the pair and the loss, are
-    looked at before each step; where they change there is another graph. What cannot be traced, or comes out
-    differently, runs in eager from then on, and is said once.
+    call, or for every order of the rows, is refused), compiled, and its results compared with those of eager at the
+    same noise. The comparison is made again at fixed steps. Train and eval mode, and plain numbers among the attributes
+    of the pair and the loss, are looked at before each step; where they change there is another graph. What cannot be
+    traced, or comes out differently, runs in eager from then on, and is said once.
 
     Args:
         loss: ``(model, guide, *batch) -> scalar``.
@@ -154,9 +155,7 @@ class Compiled:
             self._give_up(f"its batches, modes or settings have more than {MAX_GRAPHS} forms")
             return self._eager(batch)
         try:
-            graph, second = (self._trace(batch, used) for _ in range(2))
-            if not graph.same_as(second):
-                raise CannotTrace("the program is not the same at every call (a counter or a number that changes?)")
+            graph = twice(partial(self._trace, used), batch)
             with self._given_back(batch):
                 code = _Code(graph.compile(batch), graph, used)
             with self._given_back(batch):
@@ -169,7 +168,7 @@ class Compiled:
         self._codes[key] = code
         return self._run(code, batch)
 
-    def _trace(self, batch: Sequence[Tensor], used: Sequence[bool]) -> Graph:
+    def _trace(self, used: Sequence[bool], batch: Sequence[Tensor]) -> Graph:
         def function(*given: Tensor) -> list[Tensor]:
             loss, whole, found = gradients(self.loss, self.pair, self.parameters, given)
             if [g is not None for g in found] != list(used):
@@ -187,7 +186,7 @@ class Compiled:
             found = self._run(code, batch)
         try:
             stale = _difference(found, wanted, self.tolerance) is not None or (
-                again and not code.graph.same_as(self._trace(batch, code.used))
+                again and not code.graph.same_as(self._trace(code.used, batch))
             )
         except CannotTrace:
             stale = True
