@@ -202,3 +202,43 @@ def test_an_infinite_weight_is_named():
 
     with pyro.validation_enabled(False), pytest.raises(ValueError, match="datum 2 are not finite"):
         log_likelihood(Custom(broken, guide()), torch.tensor([0.0, 0.5, 2.0]), num_samples=30)
+
+
+def chosen(size, subsample_size):
+    """A model and its exact guide, whose plate is given sizes and not its members."""
+
+    def of(program):
+        def run(x):
+            with pyro.plate("data", size or len(x), subsample_size=subsample_size or len(x)) as index:
+                program(x if size else x[index])
+
+        return run
+
+    return Custom(
+        of(lambda x: pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)),
+        of(lambda x: pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))),
+    )
+
+
+def test_a_plate_that_chooses_among_the_data_has_no_likelihood_of_them():
+    x = torch.randn(40)
+    with pytest.raises(ValueError, match=r"plate 'data' draws 10 of its 40 members.*without subsample_size"):
+        log_likelihood(chosen(None, 10), x, num_samples=30)
+    sized = log_likelihood(chosen(4000, None), x, num_samples=30)  # which only says how many data there are
+    assert (sized.values - exact(x)).abs().max() < 1e-5
+
+
+def test_a_plate_inside_that_chooses_is_refused_too():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("words", 20, subsample_size=5, dim=-2) as index:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[index])
+
+    with pytest.raises(ValueError, match=r"plate 'words' draws 5 of its 20 members.*axis -2"):
+        log_likelihood(Custom(model, guide_of_means), torch.randn(5, 20), num_samples=30)
+
+
+def guide_of_means(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x.mean(1), 0.5))

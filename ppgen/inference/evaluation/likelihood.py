@@ -20,6 +20,7 @@ from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.hygiene import check_observed, warn_of_probabilities, watching_modes
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import checked_seed, device_of, evaluating, seeded
+from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.traces import device_batch, run, sites
 from ppgen.nn.shapes import positive_integer
@@ -186,8 +187,9 @@ def log_likelihood(
         structure = measure(pair.model, pair.guide, *first)
         model, guide = programs(pair.model, pair.guide, structure)
         with watching_modes(pair), seeded(None, device_of(pair)):
-            found = sites(run(pair.model, pair.guide, first)[0])
-        check_observed(found)
+            traces = run(pair.model, pair.guide, first)
+        check_subsamples(*traces, num_rows=len(first[0]))
+        check_observed(found := sites(traces[0]))
         warn_of_probabilities(pair, found)
         weigher = Weigher(
             pair if structure.vectorized else SimpleNamespace(model=model, guide=guide),

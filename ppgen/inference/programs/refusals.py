@@ -147,6 +147,27 @@ def num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
     return next(iter(sizes.values()), 0)
 
 
+def check_subsamples(*traces: poutine.Trace, num_rows: int) -> None:
+    """Makes sure that no plate chooses its members itself: each call would weigh others, and only some of them.
+
+    A data plate that chooses as many as it is given rows only says how many data there are.
+
+    Raises:
+        ValueError: one does.
+    """
+    for trace in traces:
+        frames = {frame.name: frame for site in sites(trace).values() for frame in site["cond_indep_stack"]}
+        for name, frame in frames.items():
+            chosen = getattr(trace.nodes.get(name, {}).get("fn"), "subsample_size", None)  # None where they are given
+            if chosen is None or chosen == frame.full_size or (frame.dim == -1 and chosen == num_rows):
+                continue
+            raise ValueError(
+                f"The plate {name!r} draws {chosen} of its {frame.full_size} members at each call, so that the "
+                f"likelihood would be that of some of them, on axis {frame.dim}. Evaluate the model without "
+                "subsample_size; fit() takes the data in mini-batches of its own (batch_size)."
+            )
+
+
 def _has_density(site: Any) -> bool:
     """Whether a site is scored by a density, which is not a probability."""
     if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
