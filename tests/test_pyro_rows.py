@@ -157,6 +157,34 @@ def test_batch_normalisation_of_topics_goes_in_as_the_tutorial_has_it():
     assert encode(pair, docs).shape == (120, 3)
 
 
+def words(dim):
+    """Documents of four words, their topics by a softmax over an axis of z @ topics."""
+    topics = torch.tensor([[2.0, -1.0, 0.5], [-1.5, 0.0, 1.0]])
+
+    def model(docs):
+        with pyro.plate("documents", len(docs), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            probs = torch.softmax(z @ topics, dim)
+            with pyro.plate("words", docs.shape[1], dim=-2):
+                pyro.sample("w", dist.Categorical(probs), obs=docs.T)
+
+    def guide(docs):
+        with pyro.plate("documents", len(docs), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(docs), 2), 1.0).to_event(1))
+
+    return Custom(model, guide, trained=nn.Linear(1, 1))
+
+
+def test_another_axis_for_the_datas_is_found_inside_a_plate_of_words_too():
+    """Under a plate of particles axis 1 is of length 1, and every word would have probability one."""
+    docs = torch.randint(0, 3, (6, 4), generator=torch.Generator().manual_seed(0))
+    either, of_matrices = words(-1), words(1)
+    assert measure(either.model, either.guide, docs).vectorized
+    assert not measure(of_matrices.model, of_matrices.guide, docs).vectorized
+    one, other = (log_likelihood(pair, docs, num_samples=500).values for pair in (either, of_matrices))
+    assert torch.allclose(one, other, atol=1e-4) and (one < -math.log(3)).all()
+
+
 def test_bounds_that_differ_from_datum_to_datum_are_refused_by_rows():
     vae = VAE()
 

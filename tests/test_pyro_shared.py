@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from pyro_examples import our_mean, pyros_mean
@@ -191,6 +191,25 @@ def test_an_autoguide_that_cannot_be_found_by_name_is_named(where):
     with pytest.raises(ValueError, match=r"call AutoDelta, which this Custom does not know.*autoguide=autoguide"):
         fit(pair, DATA, epochs=1, progress=False)
     assert fit(Custom(mixture, guide, autoguide=global_guide), DATA, epochs=1, progress=False).loss
+
+
+@pytest.mark.parametrize("k", [5, 200])
+def test_the_loss_of_a_datum_is_pyros_over_the_data_however_many_components_there_are(k):
+    def model(x):
+        with pyro.plate("components", k):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc.mean(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("components", k):
+            pyro.sample("loc", dist.Normal(torch.zeros(k), 0.1))
+
+    losses = []
+    for loss in (lambda: elbo()(model, guide, DATA), lambda: Trace_ELBO().loss(model, guide, DATA) / len(DATA)):
+        torch.manual_seed(0)
+        losses.append(torch.as_tensor(loss()).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_dirichlet_process_mixture_is_trained_with_plates_of_three_lengths_on_one_axis():

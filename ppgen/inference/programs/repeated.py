@@ -76,12 +76,13 @@ def _split(value: Tensor, num_particles: int, n: int, nesting: int, event: int) 
 
 
 def as_rows(value: Any, num_particles: int, n: int, nesting: int) -> Any:
-    """(S, ..., N, *event) as (..., S · N, *event); what is not of that shape as it is."""
+    """(S, ..., N, *event) as (..., S · N, *event) without axes of length 1 in front; anything else as it is."""
     if not (isinstance(value, Tensor) and value.dim() > nesting and value.shape[0] == num_particles):
         return value
     rows = (*value.shape[1:nesting], num_particles * n, *value.shape[nesting + 1 :])
     value = value.expand(*value.shape[:nesting], n, *value.shape[nesting + 1 :])
-    return value.movedim(0, nesting - 1).reshape(rows)
+    inner = next((i for i, size in enumerate(rows[: nesting - 1]) if size > 1), nesting - 1)  # a plate it stands in
+    return value.movedim(0, nesting - 1).reshape(rows[inner:])
 
 
 def _flat(proposal: Trace, num_particles: int, n: int, nesting: int) -> Trace:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppgen.inference.programs.modes import seeded, training, unmoved
 from ppgen.inference.programs.refusals import check_axes, num_data
-from ppgen.inference.programs.repeated import Repeated
+from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.traces import (
     Program,
     device_of_batch,
@@ -47,7 +47,9 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     check_axes(sites(model_trace), "model")
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
-    frames = [f for site in found if (f := frame_of_data(site)) is not None]
+    # Latents that all data share may have a plate of their own on that axis.
+    data = [site for site in found if site["is_observed"]] or found
+    frames = [f for site in data if (f := frame_of_data(site)) is not None]
     points = [is_point(site) for site in sites(guide_trace).values()]
     # A plate that was given no size has −1 for it: then the batch says how many data there are.
     full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
@@ -87,30 +89,27 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
     with torch.no_grad(), training(owner, False):
         try:
-            plain = _scores(model, guide, batch, nesting)
-            by_rows = _scores(Repeated(model), Repeated(guide), batch, nesting)
+            plain, values = _scores(model, guide, batch, nesting, {})
+            by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, values)
         except Exception:  # rows are not for it: a parameter for each datum, a subsample
             return True
     return all(torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain)
 
 
-def _scores(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> dict[str, Tensor]:
-    """The log-probabilities of two particles, by site of the guide and then of the model, from one seed.
+def _scores(
+    model: Program, guide: Program, batch: Sequence[Any], nesting: int, values: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The log-probabilities of two particles, by site of the guide and then of the model, and the latents themselves.
 
-    With one plate axis the draws are the same whatever way particles are run. With more they are not, and nothing is
-    given back.
+    Latents are those given, or drawn.
     """
-    if nesting != 1:
-        return {}
     n = length_of_batch(batch)
     assert n is not None  # a plate axis has a length
-    with seeded(0, device_of_batch(batch)):
+    with seeded(0, device_of_batch(batch)), Given(values, model, 2, n, nesting):
         traces = run(model, guide, batch, num_particles=2, nesting=nesting)
-    return {
-        f"{i} {name}": per_datum(log_prob(site), nesting, 2, n)
-        for i, trace in enumerate(traces)
-        for name, site in sites(trace).items()
-    }
+    found = [(f"{i} {name}", site) for i, trace in enumerate(reversed(traces)) for name, site in sites(trace).items()]
+    scores = {key: per_datum(log_prob(site), nesting, 2, n) for key, site in found}
+    return scores, {site["name"]: site["value"] for _, site in found if not site["is_observed"]}
 
 
 def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
