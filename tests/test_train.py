@@ -60,6 +60,41 @@ def test_beta_weighs_the_divergence_and_free_bits_spare_it():
     assert at_seed(elbo(free_bits=kl + 3), pair, X) == pytest.approx(zero + kl + 3, rel=1e-6)
 
 
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"analytic_kl": True}, {"free_bits": 5.0}], ids=str)
+def test_the_gradient_of_a_discrete_latent_is_that_of_the_loss(settings, particles):
+    """Of a draw k without a reparameterised sampler, and one z below it that has: by the sum over k."""
+
+    class TwoLevels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logit, self.gap = (nn.Parameter(torch.tensor(value)) for value in (0.7, 0.6))
+
+        def model(self, x):
+            with data_plate(x):
+                k = pyro.sample("k", dist.Bernoulli(0.2))
+                z = pyro.sample("z", dist.Normal(2 * k, 1.0))
+                pyro.sample("x", dist.Normal(z + k, 1.0), obs=x)
+
+        def guide(self, x):
+            with data_plate(x):
+                k = pyro.sample("k", dist.Bernoulli(logits=self.logit))
+                pyro.sample("z", dist.Normal(self.gap * k, 0.8))
+
+    pair, k = TwoLevels(), torch.tensor([0.0, 1.0])
+    q, p = dist.Bernoulli(logits=pair.logit), dist.Bernoulli(0.2)
+    fit_to_x = dist.Normal((1 + pair.gap) * k, 1.0).log_prob(torch.tensor(1.5)) - 0.5 * 0.8**2
+    below = torch.distributions.kl_divergence(dist.Normal(pair.gap * k, 0.8), dist.Normal(2 * k, 1.0))
+    kl = below if "free_bits" not in settings else torch.zeros(2)
+    exact = (q.log_prob(k).exp() * (kl - fit_to_x)).sum()
+    if "free_bits" not in settings:
+        exact = exact + torch.distributions.kl_divergence(q, p)
+    wanted = torch.stack(torch.autograd.grad(exact, list(pair.parameters())))
+    elbo(num_particles=particles, **settings)(pair.model, pair.guide, torch.full((100_000,), 1.5)).backward()
+    found = torch.stack([parameter.grad for parameter in pair.parameters()])
+    assert torch.allclose(found, wanted, atol=0.03), (found, wanted)
+
+
 def test_a_global_latent_is_weighed_by_the_full_size():
     def model(x):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))

@@ -3,6 +3,7 @@ r"""The evidence lower bound, of any pair: draws without a gradient, enumeration
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -106,66 +107,79 @@ class ELBO(nn.Module):
             runs = [run(model, guide, batch, num_particles=self.num_particles, nesting=structure.nesting)]
         else:
             runs = [run(model, guide, batch, nesting=structure.nesting) for _ in range(self.num_particles)]
-        terms = [self._terms(sites(m), sites(g), structure, beta) for m, g in runs]
-        total: Tensor | float = sum(term.others for term in terms)
+        drawn = [(sites(m), sites(g)) for m, g in runs]
+        terms = [self._terms(*each, beta) for each in drawn]
+        total = sum(_sum(term.others) for term in terms)
+        free = self.free_bits * size * self.num_particles
+        weights: dict[str, Tensor] = {}
         for name in terms[0].divergences:
-            divergence = torch.stack([term.divergences[name] for term in terms]).sum()
-            total = total - beta * self._freed(divergence, size)
-        assert isinstance(total, Tensor)
+            divergence = torch.stack([_sum(term.divergences[name]) for term in terms]).sum()
+            weights[name] = beta * (divergence.detach() >= free) if free else beta  # none where it is for nothing
+            total = total - beta * (divergence.clamp(min=free) if free else divergence)
+        for each, term in zip(drawn, terms, strict=True):
+            for surrogate in self._surrogates(*each, term, weights, structure):
+                total = total + surrogate - surrogate.detach()
         return -total / (size * self.num_particles)
 
-    def _terms(
-        self, model_sites: dict[str, Any], guide_sites: dict[str, Any], structure: Structure, beta: Tensor
-    ) -> _Terms:
+    def _terms(self, model_sites: dict[str, Any], guide_sites: dict[str, Any], beta: Tensor) -> _Terms:
         """What the objective is made of, from one run of both programs."""
         check_names(model_sites, guide_sites)
         closed = _closed_forms(model_sites, guide_sites) if self.analytic_kl else {}
-        divergences: dict[str, Tensor] = {}
-        others: Tensor | float = 0.0
+        divergences: dict[str, list[_Term]] = {}
+        others: list[_Term] = []
         for name, site in model_sites.items():
             if site["is_observed"]:
-                others = others + log_prob(site, scaled=True).sum()
+                others.append(_Term(site, log_prob(site, scaled=True)))
             elif name in closed:
-                divergences[name] = closed[name]
+                divergences[name] = [_Term(site, closed[name])]
             else:
-                log_q = log_prob(guide_sites[name], scaled=True).sum()
-                divergences[name] = log_q - log_prob(site, scaled=True).sum()
+                proposal = guide_sites[name]
+                log_q, log_p = log_prob(proposal, scaled=True), log_prob(site, scaled=True)
+                divergences[name] = [_Term(proposal, log_q), _Term(site, -log_p)]
         for name, site in guide_sites.items():
             if name not in model_sites:  # auxiliary: part of q's density
-                others = others - beta * log_prob(site, scaled=True).sum()
-        drawn = [site for site in guide_sites.values() if not (site["is_observed"] or site["fn"].has_rsample)]
-        if drawn:
-            data = _Data.of(model_sites)
-            own, shared = self._signals(model_sites, guide_sites, structure, beta, data)
-            for site in drawn:
-                if data.holds(site):
-                    surrogate = (per_datum(log_prob(site), structure.nesting, *own.shape) * own).sum()
-                else:
-                    surrogate = (_per_particle(log_prob(site), structure.nesting, len(shared)) * shared).sum()
-                others = others + surrogate - surrogate.detach()
+                others.append(_Term(site, -beta * log_prob(site, scaled=True)))
         return _Terms(others, divergences)
 
-    def _freed(self, divergence: Tensor, size: int) -> Tensor:
-        return divergence.clamp(min=self.free_bits * size * self.num_particles) if self.free_bits else divergence
+    def _surrogates(
+        self,
+        model_sites: dict[str, Any],
+        guide_sites: dict[str, Any],
+        terms: _Terms,
+        weights: dict[str, Tensor],
+        structure: Structure,
+    ) -> Iterator[Tensor]:
+        """What has the score-function gradient of each site that is drawn without a reparameterised sampler."""
+        drawn = [site for site in guide_sites.values() if not (site["is_observed"] or site["fn"].has_rsample)]
+        if not drawn:
+            return
+        data = _Data.of(model_sites)
+        own, shared = self._signals(terms, weights, structure, data)
+        for site in drawn:
+            if data.holds(site):
+                yield (per_datum(log_prob(site), structure.nesting, *own.shape) * own).sum()
+            else:
+                yield (_per_particle(log_prob(site), structure.nesting, len(shared)) * shared).sum()
 
-    def _signals(
-        self, model_sites: dict[str, Any], guide_sites: dict[str, Any], structure: Structure, beta: Tensor, data: _Data
-    ) -> list[Tensor]:
+    def _signals(self, terms: _Terms, weights: dict[str, Tensor], structure: Structure, data: _Data) -> list[Tensor]:
         """What scores are weighed by, over a baseline: all that may depend on a datum's own draws, and on shared ones.
 
-        Of shape (S, N) and (S, 1).
+        It is made of the terms that the loss is made of, so that both have one gradient: of a closed form (which the
+        draws above it may move), and not of a divergence that is for nothing. Of shape (S, N) and (S, 1).
         """
         particles = self.num_particles if structure.vectorized else 1
         with torch.no_grad():
-            own, shared = (torch.zeros(particles, n, device=beta.device) for n in (data.length, 1))
-            for found, sign in ((model_sites, 1), (guide_sites, -1)):
-                for site in found.values():
-                    weight = sign * (1.0 if sign > 0 and site["is_observed"] else beta)
-                    value = weight * log_prob(site, scaled=True)
-                    if data.holds(site):
-                        own = own + per_datum(value, structure.nesting, particles, data.length)
-                    else:
-                        shared = shared + _per_particle(value, structure.nesting, particles)
+            weighed = terms.others + [
+                _Term(term.site, -weights[name] * term.value)
+                for name, found in terms.divergences.items()
+                for term in found
+            ]
+            own, shared = (torch.zeros(particles, n, device=weighed[0].value.device) for n in (data.length, 1))
+            for site, value in weighed:
+                if data.holds(site):
+                    own = own + per_datum(value, structure.nesting, particles, data.length)
+                else:
+                    shared = shared + _per_particle(value, structure.nesting, particles)
             signals = [own + shared, own.sum(1, keepdim=True) + shared]
             if particles > 1:  # leave-one-out: independent of the particle whose score it multiplies
                 others = (signal.sum(0, keepdim=True) - signal for signal in signals)
@@ -188,11 +202,22 @@ class ELBO(nn.Module):
         return elbo.differentiable_loss(model, guide, *batch)
 
 
-class _Terms(NamedTuple):
-    """Of the objective: the divergence of each latent site, and the sum of all else."""
+class _Term(NamedTuple):
+    """A part of the objective, and a site in whose plates it stands."""
 
-    others: Any
-    divergences: dict[str, Tensor]
+    site: Any
+    value: Tensor
+
+
+class _Terms(NamedTuple):
+    """Of the objective: the divergence of each latent site, and all else."""
+
+    others: list[_Term]
+    divergences: dict[str, list[_Term]]
+
+
+def _sum(terms: list[_Term]) -> Any:
+    return sum(term.value.sum() for term in terms)
 
 
 class _Data(NamedTuple):
@@ -230,7 +255,7 @@ def _per_particle(value: Tensor, nesting: int, num_particles: int) -> Tensor:
 
 
 def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> dict[str, Tensor]:
-    """KL(q ‖ p) of the sites for which torch has a closed form, scaled and masked as the model's site is, and summed.
+    """KL(q ‖ p) of the sites for which torch has a closed form, scaled and masked as the model's site is.
 
     The divergence of a site holds given what was drawn before it, so all that the model's site may depend on must
     have been drawn by the guide before its own: a guide that draws in another order gets no closed form there.
@@ -242,12 +267,18 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
         if not set(latents[:i]) <= set(order[: order.index(name)]):
             continue
         q, p = guide_sites[name], model_sites[name]
+        # A replayed site is not expanded over particles, and torch's divergences do not all broadcast.
+        shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
         try:
-            divergence = kl_divergence(unadapted(q["fn"]), unadapted(p["fn"]))
+            divergence = kl_divergence(*(unadapted(_expanded(site["fn"], shape)) for site in (q, p)))
         except NotImplementedError:
             continue
-        found[name] = scale_and_mask(divergence, p["scale"], p["mask"]).sum()
+        found[name] = scale_and_mask(divergence, p["scale"], p["mask"])
     return found
+
+
+def _expanded(fn: Any, shape: torch.Size) -> Any:
+    return fn if fn.batch_shape == shape else fn.expand(shape)
 
 
 class _LatentScale(poutine.messenger.Messenger):
