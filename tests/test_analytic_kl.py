@@ -87,3 +87,30 @@ def test_masked_data_have_no_divergence():
     kl = torch.distributions.kl_divergence(dist.Normal(1.0, 1e-6), dist.Normal(0.0, 1.0))
     expected = (kl - dist.Normal(1.0, 1.0).log_prob(torch.tensor(1.0))) / 2  # of two data, one is masked
     assert value == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("event", [0, 1])
+def test_a_point_that_hands_on_a_draw_keeps_its_density(event):
+    """A log-normal guide, and the same by an auxiliary normal draw, as the autoguides have it."""
+
+    def model(x):
+        with data_plate(x):
+            z = sample("z", dist.Gamma(2 * torch.ones(1), 1.0).to_event(1) if event else dist.Gamma(2.0, 1.0))
+            sample("x", dist.Normal(z, 1.0).to_event(event), obs=x)
+
+    def directly(x):
+        with data_plate(x):
+            sample("z", dist.LogNormal(0.5 * torch.ones(x.shape[1:]), 0.3).to_event(event))
+
+    def handed_on(x):
+        with data_plate(x):
+            u = sample(
+                "u", dist.Normal(0.5 * torch.ones(x.shape[1:]), 0.3).to_event(event), infer={"is_auxiliary": True}
+            )
+            sample("z", dist.Delta(u.exp(), log_density=-u).to_event(event))
+
+    x, values = torch.tensor([1.0, 2.0, 3.0])[(..., *(None,) * event)], []
+    for guide, loss in ((directly, elbo()), (handed_on, elbo()), (handed_on, elbo(analytic_kl=True))):
+        torch.manual_seed(0)
+        values.append(loss(model, guide, x).item())
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
@@ -258,15 +259,16 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
     """KL(q ‖ p) of the sites for which torch has a closed form, scaled and masked as the model's site is.
 
     The divergence of a site holds given what was drawn before it, so all that the model's site may depend on must
-    have been drawn by the guide before its own: a guide that draws in another order gets no closed form there.
+    have been drawn by the guide before its own: a guide that draws in another order gets no closed form there. Nor does
+    a point, whose sampled term is exact: Pyro's closed form leaves out the density of what it hands on.
     """
     found = {}
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     order = list(guide_sites)
     for i, name in enumerate(latents):
-        if not set(latents[:i]) <= set(order[: order.index(name)]):
-            continue
         q, p = guide_sites[name], model_sites[name]
+        if not set(latents[:i]) <= set(order[: order.index(name)]) or _is_delta(q["fn"]):
+            continue
         # A replayed site is not expanded over particles, and torch's divergences do not all broadcast.
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
         try:
@@ -275,6 +277,12 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
             continue
         found[name] = scale_and_mask(divergence, p["scale"], p["mask"])
     return found
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def _expanded(fn: Any, shape: torch.Size) -> Any:
