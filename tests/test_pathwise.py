@@ -3,6 +3,7 @@
 import copy
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -53,6 +54,35 @@ def test_the_gradient_vanishes_where_the_guide_is_exact():
     assert gradients(sticking_the_landing(), vae, x).abs().max() < 1e-5
     assert gradients(dreg(8), vae, x).abs().max() < 1e-5
     assert gradients(elbo(), vae, x).abs().max() > 1e-2  # the score's noise
+
+
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(8)])
+def test_the_gradient_vanishes_for_what_only_a_site_shows(loss, global_param_store):
+    """A scale of ``pyro.param``, a network of ``pyro.module``, and one that is the pair's."""
+    shift = nn.Linear(1, 1)
+
+    class Exact:
+        def __init__(self):
+            self.net = nn.Linear(1, 1)
+
+        def model(self, x):
+            with data_plate(x):
+                sample("x", dist.Normal(sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+        def guide(self, x):
+            pyro.module("shift", shift)
+            scale = pyro.param("scale", torch.tensor(0.5).sqrt(), constraint=dist.constraints.positive)
+            with data_plate(x):
+                sample("z", dist.Normal((self.net(x.unsqueeze(-1)) + shift(x.unsqueeze(-1))).squeeze(-1), scale))
+
+    exact, x = Exact(), torch.randn(20)
+    for parameter in (*exact.net.parameters(), *shift.parameters()):
+        nn.init.zeros_(parameter)
+    nn.init.constant_(exact.net.weight, 0.5)
+    loss(exact.model, exact.guide, x).backward()
+    scale = pyro.param("scale").unconstrained()
+    for parameter in (*exact.net.parameters(), *shift.parameters(), scale):
+        assert parameter.requires_grad and parameter.grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

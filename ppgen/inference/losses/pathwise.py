@@ -45,23 +45,44 @@ class _ScaledGradient(torch.autograd.Function):
         return gradient * weights.reshape(weights.shape + (1,) * missing), None
 
 
+class _Holding(poutine.messenger.Messenger):
+    """Holds parameters: those that it is given, and what ``param`` sites inside show, which no network may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Tensor] = []
+
+    def hold(self, parameter: Tensor) -> None:
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            self.held.append(parameter)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value, msg["value"] = msg["value"], msg["value"].detach()
+        if hasattr(value, "unconstrained"):
+            msg["value"].unconstrained = value.unconstrained  # Pyro's convention, of which plates make use
+            self.hold(value.unconstrained())  # what pyro.module shows is used by its network, not from here
+
+
 @contextmanager
 def _held(guide: Program) -> Iterator[None]:
-    """The parameters of the guide's owner without gradients."""
-    owner = getattr(guide, "__self__", guide)
-    parameters = [p for m in modules_of(owner) for p in m.parameters() if p.requires_grad]
-    if not parameters:
+    """The parameters of the guide without gradients: of its owner's networks, and of its ``param`` sites."""
+    owner, holding = getattr(guide, "__self__", guide), _Holding()
+    for module in modules_of(owner):
+        for own in module.parameters():
+            holding.hold(own)
+    try:
+        with holding:
+            yield
+    finally:
+        for parameter in holding.held:
+            parameter.requires_grad_(True)
+    if not holding.held:
         raise ValueError(
             "This objective holds the guide's parameters while it scores, and finds none: call it with the .model and "
-            ".guide of a pair that owns its networks (models.Custom makes one of two functions)."
+            ".guide of a pair that owns its networks (models.Custom makes one of two functions), or show them by "
+            "pyro.module and pyro.param."
         )
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _held_weights(
