@@ -1,5 +1,7 @@
 """Losses against Pyro's and closed forms, the training loop, and what stops it."""
 
+import functools
+import gc
 import math
 
 import pyro
@@ -146,6 +148,42 @@ def test_enumerated_sites_give_the_exact_gradient(loss):
 def test_a_loss_without_a_tensor_is_refused_by_name():
     with pytest.raises(TypeError, match=r"RenyiELBO has no differentiable_loss.*iwae"):
         fit(vae(), X, loss=pyro.infer.RenyiELBO(num_particles=2), epochs=1)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_loss_knows_each_guide_of_a_model_apart(bound):
+    """A point, of which one draw stands for all, and then what draws: its bound is near log p(x)."""
+
+    class Two:
+        calls = 0
+
+        def model(self, x):
+            with data_plate(x):
+                k = pyro.sample("k", dist.Bernoulli(0.5))
+                pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+        def point(self, x):
+            with data_plate(x):
+                pyro.sample("k", dist.Delta(torch.ones(len(x))))
+
+        def guide(self, x):
+            self.calls += 1
+            with data_plate(x):
+                pyro.sample("k", dist.Bernoulli(0.5))
+
+    pair, x, loss = Two(), torch.randn(20), iwae(2000)
+    model, point, guide = pair.model, pair.point, pair.guide
+    if not bound:
+        model, point, guide = (functools.partial(function) for function in (model, point, guide))
+    loss(model, point, x)
+    exact = -torch.logaddexp(dist.Normal(0.0, 1.0).log_prob(x), dist.Normal(1.0, 1.0).log_prob(x)) - math.log(0.5)
+    assert loss(model, guide, x).item() == pytest.approx(exact.mean().item(), abs=0.02)
+    before = pair.calls
+    loss(pair.model if bound else model, pair.guide if bound else guide, x)
+    assert pair.calls == before + 1  # no first run again
+    del pair, model, point, guide
+    gc.collect()
+    assert not loss._measured.known
 
 
 def test_schedules_count_steps_and_epochs():

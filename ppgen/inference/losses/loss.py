@@ -19,16 +19,20 @@ Loss = Callable[..., Tensor]
 
 
 class Measured:
-    """The structure of a pair, from one first run: a loss sees two programs, and asks once for each."""
+    """The structure of a pair, from one first run: a loss sees two programs, and asks once for each two."""
 
     def __init__(self) -> None:
-        self.known: weakref.WeakKeyDictionary[Any, Structure] = weakref.WeakKeyDictionary()
+        self.known: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[Any, Structure]]]
+        self.known = weakref.WeakKeyDictionary()
 
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
-        owner = getattr(model, "__self__", model)  # bound methods are made anew at each access
-        if owner not in self.known:
-            self.known[owner] = measure(model, guide, *batch)
-        return self.known[owner]
+        # Bound methods are made anew at each access: they are known by what they belong to, and by their names.
+        owner, proposer = (getattr(program, "__self__", program) for program in (model, guide))
+        names = tuple(getattr(program, "__name__", None) for program in (model, guide))
+        known = self.known.setdefault(owner, weakref.WeakKeyDictionary()).setdefault(proposer, {})
+        if names not in known:
+            known[names] = measure(model, guide, *batch)
+        return known[names]
 
     def __deepcopy__(self, memo: Any) -> Measured:
         return Measured()
