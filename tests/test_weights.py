@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen.inference import iwae, log_weights
+from ppgen.inference import dreg, elbo, iwae, log_weights, renyi, sticking_the_landing
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -224,3 +224,43 @@ def test_the_score_function_gradient_is_unbiased():
     bound = ((log_q.repeat_interleave(2) + log_q.repeat(2)).exp() * pairs).sum()
     (-bound).backward()
     assert (draws.mean() - free.grad).abs() < 4 * draws.std() / math.sqrt(3000)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["a plate of particles", "particles as rows"])
+def test_a_scale_of_the_programs_own_weighs_an_objective_and_no_density(rows):
+    """N(x; z, 1) to the power of a half is N(x; z, √2) times a constant: with its posterior every weight is the same.
+
+    The data are half of what their plate says, whose scale does not count.
+    """
+
+    def model(x):
+        with pyro.plate("data", 2 * len(x), subsample_size=len(x)) if not rows else data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.scale(scale=torch.full((len(x),), 0.5) if rows else 0.5):
+                pyro.sample("x", dist.Normal(z.view(len(x)) if rows else z, 1.0), obs=x)
+
+    def guide(x):
+        third = pyro.param("third", torch.tensor(1 / 3))
+        with pyro.plate("data", 2 * len(x), subsample_size=len(x)) if not rows else data_plate(x):
+            pyro.sample("z", dist.Normal(third * x, math.sqrt(2 / 3)))
+
+    pair, x = Custom(model, guide), torch.tensor([-1.0, 0.5, 2.0])
+    constant = math.log(2) / 2 + math.log(2 * math.pi) / 4
+    exact = -(dist.Normal(0.0, math.sqrt(3)).log_prob(x) + constant).mean().item()
+    losses = [elbo(num_particles=4), iwae(4)] + ([] if rows else [renyi(0.5, 4), dreg(4), sticking_the_landing(4)])
+    for loss in losses:
+        assert loss(pair.model, pair.guide, x).item() == pytest.approx(exact, rel=1e-5)
+    values = log_weights(pair, x, num_samples=20_000).logsumexp(0) - math.log(20_000)
+    assert torch.allclose(values, dist.Normal(0.0, math.sqrt(2)).log_prob(x), atol=0.05)
+
+
+def test_a_scale_of_what_is_summed_out_is_refused_inside_the_bound():
+    def model(x):
+        with data_plate(x), pyro.poutine.scale(scale=0.5):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    pair = Custom(model, lambda x: None)
+    with pytest.raises(ValueError, match=r"\['k', 'x'\] are summed out .* poutine.scale .* elbo\(\)"):
+        iwae(2)(pair.model, pair.guide, torch.randn(4))
+    assert torch.isfinite(log_weights(pair, torch.randn(4), num_samples=1)).all()

@@ -22,7 +22,8 @@ class IWAE(nn.Module):
     .. math::
         -\log \frac{1}{k} \sum_{s=1}^{k} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
 
-    A plate's subsampling scale never enters the log-sum-exp; enumerated sites of the model are summed out inside it.
+    A plate's subsampling scale never enters the log-sum-exp, one of ``poutine.scale`` weighs its terms there, as in
+    :func:`elbo`; enumerated sites of the model are summed out inside it.
     Latents without a reparameterised sampler get the score-function gradient with VIMCO's leave-one-out signal.
 
     References:
@@ -52,7 +53,7 @@ class IWAE(nn.Module):
         """The loss of one batch, a scalar in nats per datum."""
         structure = self._measured(model, guide, *batch)
         k = self.num_particles
-        log_w, score = weigh(model, guide, batch, k, structure)
+        log_w, score = weigh(model, guide, batch, k, structure, scaled=True)
         bound = log_w.logsumexp(0) - math.log(k)
         loss = -bound.mean()
         if score is not None:

@@ -112,7 +112,7 @@ def _held_weights(
         guide_trace = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*batch)
         for site in sites(guide_trace).values():
             site["scored"] = log_prob(site)  # now, while the parameters are held
-    return combine(model_trace, guide_trace, 1, num_particles).log_weights, weights
+    return combine(model_trace, guide_trace, 1, num_particles, scaled=True).log_weights, weights
 
 
 class StickingTheLanding(nn.Module):
@@ -224,7 +224,7 @@ class Renyi(nn.Module):
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
         structure = self._measured(model, guide, *batch)
-        log_w, score = weigh(model, guide, batch, self.num_particles, structure)
+        log_w, score = weigh(model, guide, batch, self.num_particles, structure, scaled=True)
         if score is not None:
             raise ValueError(
                 "renyi needs a guide that is reparameterised: use elbo or iwae, which have the score function."
@@ -301,7 +301,7 @@ class Stratified(nn.Module):
         plate = pyro.plate(PARTICLES, num_components, dim=-2)
         with plate:
             model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
-        log_w = combine(model_trace, drawn, 1, num_components).log_weights
+        log_w = combine(model_trace, drawn, 1, num_components, scaled=True).log_weights
         if self.importance_weighted:
             return -(strata.log_weights + log_w).logsumexp(0).mean()
         return -(strata.log_weights.exp() * log_w).sum(0).mean()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.inference.programs.sequences import Packed
-from ppgen.inference.programs.traces import PARTICLES, frame_of_data, length_of_batch, log_prob, sites
+from ppgen.inference.programs.traces import PARTICLES, frame_of_data, length_of_batch, log_prob, own_scale, sites
 
 __all__ = ["Given", "Repeated"]
 
@@ -49,13 +49,14 @@ class Repeated:
         for site in sites(found).values():
             if (frame := frame_of_data(site)) is None:
                 continue  # check() says what is wrong with it
-            scored = log_prob(site)
+            scored, scale = log_prob(site), own_scale(site)
             event = len(site["fn"].event_shape)
             site["scored"] = _split(scored, num_particles, n, nesting, 0)
+            site["scale"] = _split(scale, num_particles, n, nesting, 0) if getattr(scale, "shape", ()) else scale
             site["value"] = _split(site["value"], num_particles, n, nesting, event)
-            others = tuple(f for f in site["cond_indep_stack"] if f is not frame)
+            others = tuple(f._replace(full_size=f.size) for f in site["cond_indep_stack"] if f is not frame)
             particles = CondIndepStackFrame(PARTICLES, -1 - nesting, num_particles, 0)
-            site["cond_indep_stack"] = (particles, *others, frame._replace(size=n))
+            site["cond_indep_stack"] = (particles, *others, frame._replace(size=n, full_size=n))
         return found
 
 

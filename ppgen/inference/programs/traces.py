@@ -51,6 +51,14 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
 
 
+def own_scale(site: Any) -> Any:
+    """What a program weighs a site by (``poutine.scale``): its scale without that of subsampled plates."""
+    of_plates = 1.0
+    for frame in reversed(site["cond_indep_stack"]):  # in Pyro's order, so that the quotient is 1, not nearly 1
+        of_plates = of_plates * (frame.full_size or frame.size) / frame.size
+    return site["scale"] / of_plates
+
+
 def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
     """A site's log-probability summed over every plate but particles and data: shape (S, N)."""
     value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
@@ -20,11 +21,16 @@ from torch import Tensor
 from ppgen.inference.programs.hygiene import warn_of_train_mode
 from ppgen.inference.programs.refusals import check, check_pair
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import Program, log_prob, per_datum, run, sites
+from ppgen.inference.programs.traces import Program, log_prob, own_scale, per_datum, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["log_weights"]
+
+
+def _is_weighed(site: Any) -> bool:
+    scale = own_scale(site)
+    return isinstance(scale, Tensor) or scale != 1.0
 
 
 def _enumerated(
@@ -68,15 +74,20 @@ def weigh(
     num_samples: int,
     structure: Structure,
     from_prior: Sequence[str] = (),
+    *,
+    scaled: bool = False,
 ) -> Weighted:
-    """The log weights of a pair whose structure is known, with gradients."""
+    """The log weights of a pair whose structure is known, with gradients.
+
+    An objective's are ``scaled``: ``poutine.scale`` weighs its terms. A likelihood's are made of densities.
+    """
     model, guide = programs(model, guide, structure)
     # Without anything random every sample would be the same: one is computed, and stands for all.
     particles = num_samples if structure.random or from_prior else 1
     model_trace, guide_trace = run(
         model, guide, batch, num_particles=particles, nesting=structure.nesting, enumerate_model=structure.enumerated
     )
-    log_w, score = combine(model_trace, guide_trace, structure.nesting, particles, from_prior)
+    log_w, score = combine(model_trace, guide_trace, structure.nesting, particles, from_prior, scaled=scaled)
     return Weighted(log_w.expand(num_samples, -1), score)
 
 
@@ -86,11 +97,13 @@ def combine(
     nesting: int,
     num_particles: int,
     from_prior: Sequence[str] = (),
+    *,
+    scaled: bool = False,
 ) -> Weighted:
     """The log weights of two traces, site by site."""
     shape = (num_particles, check(model_trace, guide_trace, from_prior))
-    total = log_joint(model_trace, sites(guide_trace), nesting, shape, from_prior)
-    log_q, score = log_proposal(guide_trace, nesting, shape)
+    total = log_joint(model_trace, sites(guide_trace), nesting, shape, from_prior, scaled=scaled)
+    log_q, score = log_proposal(guide_trace, nesting, shape, scaled=scaled)
     return Weighted(total if log_q is None else total - log_q, score)
 
 
@@ -100,30 +113,39 @@ def log_joint(
     nesting: int,
     shape: tuple[int, int],
     from_prior: Sequence[str] = (),
+    *,
+    scaled: bool = False,
 ) -> Tensor:
     """Log p(x, z) per particle and datum, without what the prior proposes; enumerated sites are summed out."""
     pending = {name: site for name, site in sites(model_trace).items() if name not in from_prior}
     total: Tensor | float = 0.0
     if any(site["infer"].get("_enumerate_dim") is not None for n, site in pending.items() if n not in proposed):
         total, used = _enumerated(model_trace, list(pending), nesting, shape)
+        if scaled and (weighed := [n for n in used if _is_weighed(pending[n])]):
+            raise ValueError(
+                f"The sites {sorted(weighed)} are summed out inside the bound, and poutine.scale weighs them, which is "
+                "not the same before and after the sum: leave the scale out, or take elbo(), which weighs the sum."
+            )
         pending = {name: site for name, site in pending.items() if name not in used}
     for site in pending.values():
-        total = total + per_datum(log_prob(site), nesting, *shape)
+        total = total + per_datum(scale_and_mask(log_prob(site), own_scale(site) if scaled else 1.0), nesting, *shape)
     assert isinstance(total, Tensor)
     return total
 
 
 def log_proposal(
-    guide_trace: poutine.Trace, nesting: int, shape: tuple[int, int]
+    guide_trace: poutine.Trace, nesting: int, shape: tuple[int, int], *, scaled: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
     """Log q(z | x) per particle and datum, and the part of it that has no reparameterised sampler; None for nothing."""
     total: Tensor | None = None
     score: Tensor | None = None
     for site in sites(guide_trace).values():
-        log_q = per_datum(log_prob(site), nesting, *shape)
+        density = log_prob(site)
+        log_q = per_datum(scale_and_mask(density, own_scale(site) if scaled else 1.0), nesting, *shape)
         total = log_q if total is None else total + log_q
-        if not site["is_observed"] and not site["fn"].has_rsample:
-            score = log_q if score is None else score + log_q
+        if not site["is_observed"] and not site["fn"].has_rsample:  # whatever weighs its term
+            drawn = per_datum(density, nesting, *shape)
+            score = drawn if score is None else score + drawn
     return total, score
 
 
@@ -132,7 +154,8 @@ def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[
 
     .. math:: \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \qquad z_{sn} \sim q(z \mid x_n)
 
-    Right for any pair: masks (``poutine.mask``) are applied, a plate's subsampling scale is not; discrete sites of the
+    Right for any pair: masks (``poutine.mask``) are applied; scales are not, a subsampled plate's or those of
+    ``poutine.scale``, which weigh the terms of an objective and leave densities as they are; discrete sites of the
     model that are marked for enumeration are summed out exactly, inside whatever plates they stand in. Noise comes
     from torch's global generator and gradients flow: this is the raw material. For an estimate with errors see
     :func:`log_likelihood`.
