@@ -4,7 +4,6 @@ import copy
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from scipy.linalg import subspace_angles
@@ -139,23 +138,6 @@ def test_a_prior_fitted_to_the_codes_gives_samples_and_a_density():
     distance = (drawn.unsqueeze(1) - x[:4]).abs().mean((2, 3, 4)).amin(1)
     assert (distance < 0.1).float().mean() > 0.8
     assert log_likelihood(pair, x[:4], num_samples=2000).mean > -30 * np.log(2)
-
-
-def test_a_guide_with_randomness_beside_its_points_has_weights():
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1):
-            u = pyro.sample("u", dist.Normal(0.0, 1.0))
-            v = pyro.sample("v", dist.Normal(u, 1.0))
-            pyro.sample("x", dist.Normal(v, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
-            u = pyro.sample("u", dist.Normal(0.0, 1.0))
-            pyro.sample("v", dist.Delta(u, log_density=torch.zeros(())))
-
-    pair = models.Custom(model, guide)
-    assert log_weights(pair, torch.zeros(4), num_samples=3).shape == (3, 4)
-    assert log_likelihood(pair, torch.zeros(4), num_samples=30).values.isfinite().all()
 
 
 def test_masks_leave_what_is_missing_out_of_the_code_and_the_loss():

@@ -6,8 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 
-from ppgen.inference import dreg, elbo, iwae, log_weights, renyi, sticking_the_landing
+from ppgen.inference import dreg, elbo, iwae, log_likelihood, log_weights, renyi, sticking_the_landing
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -100,6 +102,64 @@ def test_latents_may_be_left_to_the_prior():
     w = log_weights(pair, X, num_samples=50_000, from_prior=["z"])
     estimate = w.double().logsumexp(0) - math.log(50_000)
     assert (estimate - LOG_PX).abs().max() < 0.03
+
+
+def two_latents(x):
+    with data_plate(x):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+def best_guess(x):
+    with data_plate(x):
+        pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        pyro.sample("z", dist.Delta(x / 2))
+
+
+def of_another_latent(x):
+    with data_plate(x):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        pyro.sample("z", dist.Delta(scale))
+
+
+def autoguides():
+    guide = AutoGuideList(two_latents)
+    guide.append(AutoNormal(poutine.block(two_latents, hide=["z"])))
+    guide.append(AutoDelta(poutine.block(two_latents, expose=["z"])))
+    return guide
+
+
+@pytest.mark.parametrize("guide", [best_guess, of_another_latent, autoguides()])
+def test_a_point_beside_other_draws_may_be_fitted_and_has_no_weight(guide):
+    """The joint density at a point is no probability: it can be above p(x), and is no estimate of it."""
+    pair = Custom(two_latents, guide)
+    for refused in (log_likelihood, log_weights):
+        with pytest.raises(ValueError, match=r"continuous \['z'\] at a point.*infer={'is_auxiliary': True}"):
+            refused(pair, X, num_samples=30)
+    with pytest.raises(ValueError, match="at a point"):
+        iwae(3)(pair.model, pair.guide, X)
+    assert elbo()(pair.model, pair.guide, X).isfinite()  # a best guess of z may be fitted
+
+
+def test_a_point_that_hands_on_an_auxiliary_draw_is_that_draw():
+    def direct(x):
+        with data_plate(x):
+            pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    def handed_on(x):
+        with data_plate(x):
+            pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+            e = pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(x / 2 + e))
+
+    found = []
+    for guide in (direct, handed_on):
+        torch.manual_seed(0)
+        found.append(log_weights(Custom(two_latents, guide), X, num_samples=5))
+    assert torch.allclose(*found, atol=1e-5)
+    assert log_weights(Custom(two_latents, AutoNormal(two_latents)), X, num_samples=5).shape == (5, 4)
 
 
 def test_an_explicit_density_needs_no_sample():

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.programs.traces import frame_of_data, is_point, sites, support
+from ppgen.pair import tracing
 
 SHARED = (
     " A latent shared by all data (weights, locations of components, an AutoDiagonalNormal's single vector) has no "
@@ -93,19 +94,32 @@ def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_p
 
 
 def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """Makes sure that a guide without any randomness proposes nothing continuous, where a point has no probability.
+    """Makes sure that a guide proposes nothing continuous at a point, where a point has no probability.
+
+    A point that hands on what an auxiliary site drew, as the autoguides' do, is a draw; so many numbers must have been
+    drawn there as stand at points.
 
     Raises:
         ValueError: it does, as an autoencoder's.
     """
-    if not all(is_point(site) for site in guide_sites.values()):
+    if tracing():  # a graph holds no comparison
         return
-    names = [name for name in guide_sites if name in model_sites and _has_density(model_sites[name])]
-    if names:
+    points = [n for n, s in guide_sites.items() if n in model_sites and is_point(s) and _has_density(model_sites[n])]
+    others = model_sites.keys() - points
+    drawn = [
+        name
+        for name, site in guide_sites.items()
+        if site["infer"].get("is_auxiliary")
+        and not is_point(site)
+        and _has_density(site)
+        and name.removesuffix("_unconstrained") not in others  # an autoguide's draw for a site that has a density
+    ]
+    if _numbers(guide_sites, points) > _numbers(guide_sites, drawn):
         raise ValueError(
-            f"The guide proposes the continuous {names} at a point, and nothing around it: a point has no probability "
-            "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. An autoencoder has no density of "
-            "x for that reason. Fit a prior to its codes and take models.DensityNetwork(prior, decoder), or train a "
+            f"The guide proposes the continuous {points} at a point, and nothing around it: a point has no probability "
+            "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. Propose a distribution, whose "
+            "draw may come from a site marked infer={'is_auxiliary': True}. An autoencoder has no density of x for "
+            "that reason: fit a prior to its codes and take models.DensityNetwork(prior, decoder), or train a "
             "models.VAE, whose guide is a distribution."
         )
 
@@ -114,12 +128,14 @@ def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Se
     """The number of data, once it is sure that every site can be weighed per datum.
 
     Raises:
-        ValueError: what :func:`check_names` refuses, a site outside the data plate, or plates of different lengths.
+        ValueError: what :func:`check_names` and :func:`check_point` refuse, a site outside the data plate, or plates of
+            different lengths.
     """
     model_sites, guide_sites = sites(model_trace), sites(guide_trace)
     check_names(model_sites, guide_sites, from_prior)
+    length = num_data(model_sites, guide_sites)
     check_point(model_sites, guide_sites)
-    return num_data(model_sites, guide_sites)
+    return length
 
 
 def num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
@@ -166,6 +182,11 @@ def check_subsamples(*traces: poutine.Trace, num_rows: int) -> None:
                 f"likelihood would be that of some of them, on axis {frame.dim}. Evaluate the model without "
                 "subsample_size; fit() takes the data in mini-batches of its own (batch_size)."
             )
+
+
+def _numbers(found: dict[str, Any], names: Sequence[str]) -> int:
+    """How many numbers the values of some sites hold."""
+    return sum(found[name]["value"].numel() for name in names)
 
 
 def _has_density(site: Any) -> bool:
