@@ -142,6 +142,40 @@ def test_several_sites_and_inner_plates():
         latent_report(pair, data(50), num_aggregate=50)
 
 
+@pytest.mark.parametrize("event", [(), (2,)])
+def test_active_units_are_counted_over_the_data_in_whatever_plates_they_stand(event):
+    """One latent a datum, three in a plate and twelve in two: those that follow the datum, and no others."""
+
+    def latents(one, two, three):
+        def draw(name, loc):
+            loc = loc.reshape(*loc.shape, *[1] * len(event)).expand(*loc.shape, *event)
+            pyro.sample(name, dist.Normal(loc, 0.1).to_event(len(event)))
+
+        draw("one", one)
+        with pyro.plate("a", 3, dim=-2):
+            draw("two", two)
+            with pyro.plate("b", 4, dim=-3):
+                draw("three", three)
+
+    def model(x):
+        with data_plate(x):
+            latents(torch.zeros(1), torch.zeros(3, 1), torch.zeros(4, 3, 1))
+            pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        two = torch.tensor([[0.0], [1.0], [1.0]]) * x.T
+        apart = torch.arange(4.0)[:, None, None]  # from each other, and alike for all data
+        with data_plate(x):
+            latents(x[:, 0], two, two + apart)
+
+    units = math.prod(event)
+    for n in (3, 150):  # as many data as a plate has places, and more than are run at once
+        x = torch.linspace(-3, 3, n).unsqueeze(1).expand(n, 3)
+        active = latent_report(Custom(model, guide), x, num_samples=10).active_units
+        assert active == {"one": units, "two": 2 * units, "three": 8 * units}
+        assert set(latent_report(Custom(model, guide), x[:1].expand(n, 3)).active_units.values()) == {0}
+
+
 def test_a_prior_of_the_datums_own_has_no_aggregate_kl():
     x, y = torch.rand(30, 4).round(), torch.randn(30, 3)
     q = posteriors.DiagNormal(nn.MLP(7, 4))

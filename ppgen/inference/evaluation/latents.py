@@ -15,7 +15,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
-from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run, sites
+from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, per_datum, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -118,7 +118,7 @@ def latent_report(
                 dimensions[of] = _sum(dimensions[of], part) if of in dimensions else part
                 if name not in prior:
                     continue
-                z = q["value"].double().flatten(nesting + 1) if q["value"].dim() > nesting + 1 else q["value"].double()
+                z = coordinates(q, nesting, *shape).double()
                 first, second = z[: num_samples // 2].mean(0).cpu(), z[num_samples // 2 :].mean(0).cpu()
                 halves.setdefault(name, []).append((first, second))
     active = {}

@@ -67,6 +67,14 @@ def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) ->
     return value.expand(num_particles, num_data)
 
 
+def coordinates(site: Any, nesting: int, num_particles: int, num_data: int) -> Tensor:
+    """A site's value, with all that one datum has of it, in other plates and the event, in a row: shape (S, N, D)."""
+    value, event = site["value"], len(site["fn"].event_shape)
+    value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape).movedim(nesting, 1)
+    inner = value.shape[2:]
+    return value.expand(num_particles, num_data, *inner).reshape(num_particles, num_data, inner.numel())
+
+
 @in_turn
 def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
     """A trace of the guide. Particles sit on axis −1 − nesting."""
