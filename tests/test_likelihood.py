@@ -66,6 +66,60 @@ def test_a_narrow_guide_is_found_out():
     assert str(estimate).startswith("lower bound of the log-likelihood")
 
 
+def mixture(x):
+    with data_plate(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(3 * k, 1.0), obs=x)
+
+
+def of_mixture(x):
+    return torch.stack([dist.Normal(0.0, 1.0).log_prob(x), dist.Normal(3.0, 1.0).log_prob(x)]) + math.log(0.5)
+
+
+def proposed_with(logits):
+    def propose(x):
+        with data_plate(x):
+            pyro.sample("k", dist.Bernoulli(logits=logits(x)))
+
+    return propose
+
+
+@pytest.mark.parametrize("num_samples", [20, 1000])
+def test_a_discrete_guide_that_always_draws_one_value_is_not_taken_for_exact(num_samples):
+    x = torch.tensor([3.0, 0.0, 1.5])
+    saturated = log_likelihood(Custom(mixture, proposed_with(lambda x: 0 * x - 16)), x, num_samples=num_samples)
+    assert (saturated.values - of_mixture(x)[0]).abs().max() < 1e-4  # one term of the two
+    assert not saturated.reliable.any() and saturated.is_lower_bound and (saturated.k_hat != -math.inf).all()
+
+
+@pytest.mark.parametrize("num_samples", [20, 1000])
+def test_an_exact_discrete_guide_is_known_to_be_where_some_of_its_draws_differ(num_samples):
+    exact_guide = proposed_with(lambda x: of_mixture(x).diff(dim=0)[0])
+    x = torch.tensor([-9.0, 1.5, 1.0, 2.0, 12.0])  # the first and the last leave one value only
+    estimate = log_likelihood(Custom(mixture, exact_guide), x, num_samples=num_samples)
+    assert (estimate.values - of_mixture(x).logsumexp(0)).abs().max() < 1e-5
+    assert estimate.reliable.all() and (estimate.k_hat == -math.inf).all()
+    assert not log_likelihood(Custom(mixture, exact_guide), x[:1], num_samples=num_samples).reliable.any()
+
+
+def test_draws_that_do_not_differ_in_a_coordinate_or_within_rounding_show_nothing():
+    """A unit that the model ignores varies for nothing; a scale below rounding is a point."""
+
+    def two(x):
+        with data_plate(x):
+            k = pyro.sample("k", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(3 * k[..., 0], 1.0), obs=x)
+
+    def saturated(x):
+        with data_plate(x):
+            pyro.sample("k", dist.Bernoulli(logits=torch.tensor([-16.0, 0.0])).to_event(1).expand(x.shape))
+
+    x = torch.tensor([3.0, 0.5])
+    for pair in (Custom(two, saturated), Custom(model, guide(scale=1e-15))):
+        estimate = log_likelihood(pair, x, num_samples=1000)
+        assert not estimate.reliable.any() and (estimate.k_hat == math.inf).all()
+
+
 def test_few_samples_are_never_called_reliable():
     estimate = log_likelihood(Custom(model, guide(0.5)), torch.randn(10), num_samples=24)
     assert estimate.k_hat.isnan().all() and not estimate.reliable.any()

@@ -22,7 +22,7 @@ from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import checked_seed, device_of, evaluating, seeded
 from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.structure import measure, programs
-from ppgen.inference.programs.traces import device_batch, run, sites
+from ppgen.inference.programs.traces import coordinates, device_batch, run, run_guide, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -45,7 +45,8 @@ class Estimate:
         elbo: mean of the log weights.
         mc_standard_error: of ``values``, from the spread of the weights (meaningless where not ``reliable``).
         ess: effective sample size, at most ``num_samples``.
-        k_hat: shape of the generalised Pareto tail of the weights; −inf for weights without variance.
+        k_hat: shape of the generalised Pareto tail of the weights; −inf where the weights are the same at draws that
+            are not, +inf where too few differ to tell.
         reliable: k-hat < min(1 − 1/log10 S, 0.7); never where the guide is a point, which no number of samples mends.
         num_samples: S.
         data: a digest of each member of the batch, so that only estimates of the same data are compared.
@@ -208,19 +209,15 @@ def log_likelihood(
 
         blocks = spread(estimated, range(0, len(rows), CELL_DATA))
     columns = [torch.cat(column) for column in zip(*blocks, strict=True)]
-    values, bound, error, ess, k_hat, constant = columns
-    # A weight without variance means an exact guide. Few samples can agree by chance, so then all data must.
-    # One without randomness, of discrete latents, has found one term of the sum that p(x) is, at any number of samples.
-    exact = (
-        constant.bool()
-        & (not structure.point)
-        & (num_samples >= 25 or (bool(constant.bool().all()) and (num_samples > 1 or not structure.random)))
-    )
+    values, bound, error, ess, k_hat, constant, exact = columns
+    # A weight that stays the same while the latents change means an exact guide. Few samples can agree by chance, so
+    # then all data must; and where they do, a datum whose posterior leaves one value is taken at the others' word.
+    exact = (exact.bool() & (num_samples >= 25)) | (constant.all() & exact.any())
     threshold = k_hat_limit(num_samples)
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | ((k_hat < threshold) & (num_samples >= 25))
-    certain = exact | structure.point
-    error = torch.where(certain, 0.0, error)
+    # A guide without randomness, of discrete latents, finds one term of the sum that p(x) is, at any number of samples.
+    error = torch.where(exact | structure.point, 0.0, error)
     return Estimate(values, bound, error, ess, k_hat, reliable, num_samples, data=fingerprint(rows))
 
 
@@ -245,4 +242,29 @@ def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int
             row = index * CELL_DATA + int(bad.nonzero()[0])
             raise ValueError(f"The weights of datum {row} are not finite: the pair's log-density is NaN or +inf there.")
         tail.add(log_w)
-    return tail.result()
+    figures = tail.result()
+    constant = figures[-1].bool()
+    exact = constant & _varied(weigher, block, index, num_samples, seed, len(constant)) if constant.any() else constant
+    return *figures, exact.double()
+
+
+def _varied(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int, num_data: int) -> Tensor:
+    """For which data the draws that were weighed, which are drawn again, differ in every coordinate of every latent.
+
+    A proposal that always draws one value (of a discrete latent, or within rounding) has constant weights, too.
+    """
+    structure = weigher.structure
+    if not structure.random:  # then there is nothing to draw, or one point
+        return torch.full((num_data,), not structure.point)
+    first, varied = torch.empty(0), torch.tensor(False)
+    for start in range(0, num_samples, CELL_SAMPLES):
+        size = min(CELL_SAMPLES, num_samples - start)
+        torch.manual_seed(cell_seed(seed, index, start // CELL_SAMPLES))
+        trace = run_guide(weigher.pair.guide, block, num_particles=size, nesting=structure.nesting)
+        latents = [site for site in sites(trace).values() if not site["is_observed"]]
+        drawn = torch.cat([coordinates(site, structure.nesting, size, num_data) for site in latents], -1).cpu()
+        first = first if start else drawn[0]
+        varied = varied | (drawn != first).any(0)
+        if varied.all():
+            break
+    return varied.all(-1)
