@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
 from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.predictions.predict import innermost, mean_of
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check
@@ -97,6 +98,15 @@ def _like(per_datum: Tensor, value: Tensor) -> Tensor:
     return per_datum.reshape(-1, *[1] * (value.dim() - 1))
 
 
+def _mean(distribution: Any) -> Tensor:
+    if (mean := mean_of(distribution)) is None:
+        raise ValueError(
+            f"The model scores x under {type(innermost(distribution)).__name__}, which has no mean in closed form to "
+            "average: impute(mean=False) draws; for levels in order decoders.Categorical has the mean."
+        )
+    return mean
+
+
 def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean: bool = True, seed: int = 0) -> Tensor:
     r"""Incomplete data with what is missing filled in from p(missing | observed).
 
@@ -125,7 +135,7 @@ def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean
 
     Raises:
         TypeError, ValueError: a pair that takes no mask or whose elements cannot be integrated out, a mask of another
-            shape or type, or a number of samples that is not a positive whole number.
+            shape or type, a number of samples that is not a positive whole number, or a decoder without the mean.
 
     Example:
         >>> from ppgen import decoders, models, nn, posteriors, priors
@@ -149,6 +159,8 @@ def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean
                 f"The model scores x under {type(inner).__name__}, whatever the mask: score it under "
                 "ppgen.distributions.marginal(distribution, mask)."
             )
+        if mean:
+            _mean(distribution)
         return inner.complete(given, mean=mean)
 
     filled = _average(pair, batch, num_samples, seed, mean, fill)
@@ -180,4 +192,4 @@ def denoise(pair: Pair, x: Any, *y: Any, mask: Any = None, num_samples: int = 10
         TypeError, ValueError: bad data, or a decoder without a mean.
     """
     pair, batch = masked(pair, (x, *y), mask)
-    return _average(pair, batch, num_samples, seed, True, lambda distribution, given: distribution.mean)
+    return _average(pair, batch, num_samples, seed, True, lambda distribution, given: _mean(distribution))

@@ -17,7 +17,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.traces import device_batch, sites
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import Pair
+from ppgen.pair import Pair, unadapted
 
 __all__ = ["decode", "encode", "reconstruct", "sample"]
 
@@ -29,7 +29,7 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
         pair: anything with ``.model``, which takes ``None`` for the observation.
         n: how many.
         y: the context of a conditional pair: n rows, or one row for all.
-        mean: the mean of p(x | z, y) for each drawn latent, in place of a draw from it.
+        mean: the mean of p(x | z, y) for each drawn latent, in place of a draw from it; a draw where it has none.
         seed: of the noise; torch's generator as it stands if not given.
 
     Shape:
@@ -67,7 +67,7 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = Tr
         pair: anything with ``.model``, which takes ``None`` for the observation.
         z: the latent, shape (N, ...), or a dictionary of several by site name.
         y: the context of a conditional pair, N rows.
-        mean: the mean in place of a draw.
+        mean: the mean in place of a draw; a draw where there is none.
         seed: of the noise.
 
     Shape:
@@ -136,17 +136,38 @@ def reconstruct(pair: Pair, *batch: Any, mean: bool = True, seed: int | None = N
     return decode(pair, latents, *batch[1:], mean=mean, seed=seed)
 
 
+def innermost(distribution: Any) -> Any:
+    """What a distribution is inside of what makes events of it, expands or masks it."""
+    inner = unadapted(distribution)
+    while (further := getattr(inner, "base_dist", getattr(inner, "whole", None))) is not None:
+        inner = unadapted(further)
+    return inner
+
+
+def mean_of(distribution: Any) -> Tensor | None:
+    """The mean of a distribution; None where it has no closed form, or there is none (a Categorical's, a Cauchy's).
+
+    A mean that is NaN because a parameter is stays NaN: no draw is to cover up a network that has diverged.
+    """
+    try:
+        mean: Tensor = distribution.mean
+    except (NotImplementedError, AttributeError):
+        return None
+    if not mean.isnan().any():
+        return mean
+    inner = innermost(distribution)
+    parameters = [p for name in inner.arg_constraints if isinstance(p := getattr(inner, name, None), Tensor)]
+    return mean if not parameters or any(p.isnan().any() for p in parameters) else None
+
+
 class Mean(poutine.messenger.Messenger):
     """Puts the mean of a latent's distribution in the place of a draw, where there is a closed form."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
-        try:
-            mean: Tensor = msg["fn"].mean
-        except (NotImplementedError, AttributeError):
-            return
-        msg["value"], msg["done"] = mean.expand(msg["fn"].shape()), True
+        if (mean := mean_of(msg["fn"])) is not None:
+            msg["value"], msg["done"] = mean.expand(msg["fn"].shape()), True
 
 
 def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None) -> Tensor:
@@ -161,12 +182,8 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
         if not found:
             raise ValueError("The model draws nothing: it has no sample sites.")
         site = found.get("x") or list(found.values())[-1]
-        if mean:
-            try:
-                value = site["fn"].mean
-                return value.expand(site["fn"].shape()).cpu()
-            except (NotImplementedError, AttributeError):
-                pass
+        if mean and (value := mean_of(site["fn"])) is not None:
+            return value.expand(site["fn"].shape()).cpu()
         return torch.as_tensor(site["value"]).cpu()
 
 

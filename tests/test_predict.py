@@ -1,0 +1,78 @@
+"""Samples, codes and reconstructions of programs of a user's own: means where there are any, and the layout of data."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen.distributions import marginal
+from ppgen.inference import decode, denoise, encode, impute, reconstruct, sample
+from ppgen.models import Custom
+from ppgen.pair import data_plate
+
+LOCS = torch.tensor([-5.0, 0.0, 5.0])
+
+
+def pair_of(decoder, guide=lambda x: dist.Normal(x, 1.0), prior=dist.Normal(0.0, 1.0)):
+    """A latent, and what is observed of it."""
+
+    def model(x=None):
+        with data_plate(x):
+            return pyro.sample("x", decoder(pyro.sample("z", prior)), obs=x)
+
+    def propose(x):
+        with data_plate(x):
+            pyro.sample("z", guide(x.float()))
+
+    return Custom(model, propose)
+
+
+def classes(z):
+    """The class 2, all but surely."""
+    return dist.Categorical(logits=torch.tensor([0.0, 0.0, 30.0]).expand(*z.shape, 3))
+
+
+def nearest(x):
+    return dist.Categorical(logits=-10 * (x.unsqueeze(-1) - LOCS).square())
+
+
+def test_what_has_no_mean_is_drawn():
+    x = torch.tensor([2, 2, 2])
+    for pair in (pair_of(classes), pair_of(lambda z: dist.Independent(classes(z), 0))):
+        for found in (decode(pair, torch.zeros(3)), sample(pair, 3, mean=True), reconstruct(pair, x)):
+            assert torch.equal(found, x)
+    pair = pair_of(lambda z: dist.Normal(LOCS[z], 0.1), nearest, dist.Categorical(torch.ones(3)))
+    assert torch.equal(encode(pair, LOCS), torch.tensor([0, 1, 2]))
+    assert torch.equal(reconstruct(pair, LOCS), LOCS)  # with the mean of x, which there is
+    for heavy in (dist.Cauchy, lambda loc, scale: dist.StudentT(0.5, loc, scale)):
+        assert decode(pair_of(lambda z, heavy=heavy: heavy(z, 1.0)), torch.zeros(50)).isfinite().all()
+
+
+def test_the_mean_of_a_network_that_has_diverged_stays_nan():
+    for decoder in (
+        lambda z: dist.Normal(z + math.nan, 1.0),
+        lambda z: dist.Normal(torch.where(z > 0, math.nan, z), 1.0),
+        lambda z: dist.Cauchy(z * math.nan, 1.0),
+    ):
+        with pyro.validation_enabled(False):
+            assert decode(pair_of(decoder), torch.ones(3)).isnan().all()
+
+
+def test_no_average_is_made_of_what_has_no_mean():
+    def model(x, mask=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", marginal(classes(z), mask), obs=x)
+
+    def guide(x, mask=None):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+
+    pair, x, mask = Custom(model, guide), torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
+    with pytest.raises(ValueError, match=r"Categorical.*no mean in closed form.*mean=False"):
+        impute(pair, x, mask=mask, num_samples=5)
+    with pytest.raises(ValueError, match="no mean in closed form"):
+        denoise(pair, x, num_samples=5)
+    assert torch.equal(impute(pair, x, mask=mask, mean=False, num_samples=5), torch.tensor([0, 2, 1]))
