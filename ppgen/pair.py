@@ -263,7 +263,8 @@ class Custom(nn.Module):
     Args:
         model: a function of the batch, with a plate on axis −1 that gives each datum its place.
         guide: a function of the same batch.
-        modules: networks that the functions use but that cannot be found by name (in a list, say).
+        modules: networks that the functions use but that cannot be found by name (in a list, say). ``fit`` refuses to
+            train without them.
 
     Raises:
         TypeError: the model or the guide cannot be called.

@@ -1,6 +1,7 @@
 """Pairs of every kind under Pyro's own machinery and under ours."""
 
 import copy
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -195,6 +196,85 @@ def test_any_object_with_model_and_guide_is_a_pair():
     fit(pair, X, loss=elbo(), epochs=1, progress=False)
     assert all(changed(pair.net, before))
     assert log_weights(pair, X, num_samples=3).shape == (3, 30)
+
+
+class Encoder(nn.Linear):
+    """A network with a name of its own."""
+
+
+class Listed(nn.Module):
+    """A pair whose networks are in a plain list, where torch does not look."""
+
+    def __init__(self, *networks):
+        super().__init__()
+        self.networks, self.loc = list(networks), nn.Parameter(torch.zeros(3))
+
+    def model(self, x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + self.loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with data_plate(x):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def encode(self, x):
+        return self.networks[0](x)
+
+
+def in_functions(pair):
+    """The same as two functions: the encoder is now an attribute of something that is no module."""
+    held = SimpleNamespace(encode=pair.encode, model=pair.model, guide=pair.guide)
+
+    def model(x):
+        pyro.param("unused", torch.zeros(1))
+        return held.model(x)
+
+    def guide(x):
+        return held.guide(x)
+
+    return Custom(model, guide, loc=nn.ParameterList([pair.loc]))
+
+
+@pytest.mark.parametrize("wrap", [lambda pair: pair, in_functions], ids=["a list", "a namespace"])
+def test_a_network_that_the_pair_does_not_hold_is_named_before_anything_is_trained(wrap):
+    net = Encoder(3, 2)
+    pair = wrap(Listed(net))
+    before = copy.deepcopy(pair.state_dict())
+    with pytest.raises(ValueError, match=r"run Encoder, which the pair does not hold.*net=net.*nn.ModuleList"):
+        fit(pair, torch.randn(20, 3), epochs=1, progress=False)
+    assert all(torch.equal(value, pair.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("how", ["held", "frozen", "no_grad", "detached"])
+def test_a_network_outside_the_pair_may_be_frozen_or_without_a_gradient(how):
+    net = Encoder(3, 2)
+
+    class Pair(Listed):
+        def encode(self, x):
+            if how == "no_grad":
+                with torch.no_grad():
+                    return net(x)
+            return net(x).detach() if how == "detached" else net(x)
+
+    pair = Pair()
+    if how == "held":
+        pair.net = net
+    net.requires_grad_(how != "frozen")
+    before = net.weight.detach().clone()
+    fit(pair, torch.randn(20, 3), epochs=1, progress=False)
+    assert pair.loc.abs().min() > 0
+    assert torch.equal(net.weight, before) == (how != "held")
+
+
+def test_a_pair_without_parameters_says_how_to_hand_networks_over():
+    def model(x):
+        with data_plate(x):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"no parameters to train.*Custom\(model, guide, net=net\)"):
+        fit(Custom(model, lambda x: None), torch.randn(20), epochs=1, progress=False)
 
 
 def test_custom_refuses_what_cannot_be_called():

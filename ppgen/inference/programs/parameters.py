@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.inference.programs.modes import modules_of
 
-__all__ = ["Shown", "showing", "trained"]
+__all__ = ["Shown", "foreign", "showing", "trained"]
 
 
 class Shown(Messenger):
@@ -25,6 +25,7 @@ class Shown(Messenger):
         self.sites: dict[str, Any] = {}
         self.open: set[int] = set()
         self.hidden: set[int] = set()
+        self.called: dict[nn.Module, None] = {}  # networks in the open, in the order of their first calls
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
@@ -38,6 +39,7 @@ class Shown(Messenger):
             self.hidden |= {id(parameter) for parameter in module.parameters()}
         else:
             self.open |= {id(parameter) for parameter in module.parameters(recurse=False)}
+            self.called.setdefault(module)
 
 
 @contextmanager
@@ -61,3 +63,18 @@ def trained(pair: Any, shown: Shown) -> list[nn.Parameter]:
     hidden = shown.hidden - shown.open - {id(parameter) for parameter in shown.sites.values()}
     own = [p for module in modules_of(pair) for p in module.parameters() if id(p) not in hidden]
     return list({id(p): p for p in (*own, *shown.sites.values()) if p.requires_grad}.values())
+
+
+def foreign(shown: Shown, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, nn.Module]:
+    """What a run goes through and nobody trains: parameters of networks that the pair does not hold, with these.
+
+    A network is the outermost of those that were called. What is frozen, or hidden as ``param`` sites may be, is to
+    stay as it is.
+    """
+    known = {id(parameter) for parameter in parameters} | shown.hidden - shown.open
+    found: dict[nn.Parameter, nn.Module] = {}
+    for module in shown.called:
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in known:
+                found.setdefault(parameter, module)
+    return found

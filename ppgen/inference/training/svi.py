@@ -17,8 +17,8 @@ from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.losses.schedules import schedules, unannealed
 from ppgen.inference.programs.modes import evaluating, modules_of, precision, seeded, unmoved
-from ppgen.inference.programs.parameters import showing, trained
-from ppgen.inference.programs.traces import device_batch, log_prob, run, sites
+from ppgen.inference.programs.parameters import foreign, showing, trained
+from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
 from ppgen.inference.training.optimizers import check_step, load_optimizer
@@ -120,16 +120,18 @@ class SVI:
         """A first run, which brings lazily made parameters into being, and then the optimiser over all of them."""
         if self.optimizer is not None:
             return
-        device = next((b.device for b in batch if isinstance(b, Tensor)), None)
+        device = device_of_batch(batch)
         with torch.no_grad(), seeded(None, device), unmoved(self.pair), showing() as shown:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
-        self.parameters = trained(self.pair, shown)
-        if not self.parameters:
+        parameters = trained(self.pair, shown)
+        self._check_foreign(foreign(shown, parameters), batch)
+        if not parameters:
             raise ValueError(
-                "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own) "
-                "or pyro.param statements."
+                "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
+                "by name, Custom(model, guide, net=net), if it is made of functions) or pyro.param statements."
             )
+        self.parameters = parameters
         alike(self.pair, self.parameters)
         if isinstance(self._optimizer, torch.optim.Optimizer):
             optimizer = self._optimizer
@@ -138,6 +140,22 @@ class SVI:
         self._check_optimizer(optimizer)
         self.optimizer = optimizer
         self._set_compiled(device)
+
+    def _check_foreign(self, found: dict[nn.Parameter, nn.Module], batch: Sequence[Any]) -> None:
+        """Refuses networks that the loss has gradients for and the pair does not hold, so that they would stay."""
+        if not found:
+            return
+        # A network that is not to be trained may run under no_grad, or be detached: only a gradient tells.
+        loss = self._trial(batch)
+        used = torch.autograd.grad(loss, list(found), allow_unused=True) if loss.requires_grad else [None] * len(found)
+        lost = {type(m).__name__: None for m, g in zip(found.values(), used, strict=True) if g is not None}
+        if lost:
+            raise ValueError(
+                f"The programs run {' and '.join(lost)}, which the pair does not hold (in a list, a dictionary or "
+                "another object, say), so that its parameters would never be trained. Hand networks of functions over "
+                "by name, Custom(model, guide, net=net); make those of an object attributes of it, several as "
+                "nn.ModuleList or nn.ModuleDict. What is to stay as it is may be frozen, net.requires_grad_(False)."
+            )
 
     def _check_optimizer(self, optimizer: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -281,8 +299,11 @@ class SVI:
 
     def rehearse(self, *batch: Any) -> None:
         """A loss that does not count: Pyro's own draw more at their first batch than at others."""
-        with torch.enable_grad(), seeded(None, self.parameters[0].device), unmoved(self.pair):
-            self.loss(self.pair.model, self.pair.guide, *batch)
+        self._trial(batch)
+
+    def _trial(self, batch: Sequence[Any]) -> Tensor:
+        with torch.enable_grad(), seeded(None, device_of_batch(batch)), unmoved(self.pair):
+            return self.loss(self.pair.model, self.pair.guide, *batch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave, after :meth:`prepare`; steps run as they did, compiled or not.
