@@ -186,6 +186,36 @@ def test_a_loss_knows_each_guide_of_a_model_apart(bound):
     assert not loss._measured.known
 
 
+@pytest.mark.parametrize("loss", [elbo, iwae, pyro.infer.Trace_ELBO])
+def test_a_loss_that_was_not_called_is_told_to_be(loss):
+    with pytest.raises(TypeError, match=rf"loss is the class {loss.__name__}: call it, as in elbo\(\)"):
+        fit(vae(), X, epochs=1, progress=False, loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("after", "what"),
+    [
+        (lambda value: value.item(), "a value of type float"),
+        (lambda value: (value, {}), "a value of type tuple"),
+        (lambda value: None, "a value of type NoneType"),
+        (lambda value: value.expand(5), r"a tensor of shape \(5,\): take its mean"),
+        (lambda value: value.detach(), "a tensor without one"),
+    ],
+)
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_a_loss_of_ones_own_must_give_is_said_at_the_first_step(after, what, compile):
+    def mine(model, guide, x):
+        return after(elbo()(model, guide, x))
+
+    with pytest.raises(TypeError, match=rf"loss must give a scalar tensor with a gradient, and \S*mine gave {what}"):
+        fit(vae(), X, epochs=1, progress=False, loss=mine, compile=compile)
+
+
+def test_an_error_in_a_loss_of_ones_own_is_raised_as_it_is():
+    with pytest.raises(RuntimeError, match="size of tensor a"):
+        fit(vae(), X, epochs=1, progress=False, loss=lambda model, guide, x: torch.ones(2) + torch.ones(3))
+
+
 def test_schedules_count_steps_and_epochs():
     loss = elbo(beta=warmup(2))
     fit(vae(), X, loss=loss, epochs=1, batch_size=20, progress=False)

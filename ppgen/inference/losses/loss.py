@@ -50,8 +50,10 @@ def as_loss(loss: Any) -> Loss:
     """A loss per datum from one of ours, a function ``(model, guide, *batch) -> scalar``, or a Pyro ELBO.
 
     Raises:
-        TypeError: the loss is neither, or a Pyro ELBO without ``differentiable_loss``.
+        TypeError: the loss is neither, the class of one, or a Pyro ELBO without ``differentiable_loss``.
     """
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}: call it, as in elbo(), iwae(50) or Trace_ELBO().")
     if hasattr(loss, "loss_and_grads"):
         if not hasattr(loss, "differentiable_loss"):
             raise TypeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -143,11 +144,10 @@ class SVI:
 
     def _check_foreign(self, found: dict[nn.Parameter, nn.Module], batch: Sequence[Any]) -> None:
         """Refuses networks that the loss has gradients for and the pair does not hold, so that they would stay."""
-        if not found:
+        if not found or _fault(loss := self._trial(batch)):
             return
         # A network that is not to be trained may run under no_grad, or be detached: only a gradient tells.
-        loss = self._trial(batch)
-        used = torch.autograd.grad(loss, list(found), allow_unused=True) if loss.requires_grad else [None] * len(found)
+        used = torch.autograd.grad(loss, list(found), allow_unused=True)
         lost = {type(m).__name__: None for m, g in zip(found.values(), used, strict=True) if g is not None}
         if lost:
             raise ValueError(
@@ -244,9 +244,19 @@ class SVI:
         # is said with the step and the site.
         unvalidated = pyro.validation_enabled(False)
         with self._known, unvalidated, precision(self.precision, self.parameters[0].device):
-            if self._compiled is not None:
-                return self._compiled(batch)
-            return gradients(self.loss, self.pair, self.parameters, batch)
+            try:
+                if self._compiled is not None:
+                    return self._compiled(batch)
+                return gradients(self.loss, self.pair, self.parameters, batch)
+            except (AssertionError, AttributeError, TypeError, RuntimeError) as error:  # autograd's
+                fault = None
+                with suppress(Exception):  # what is raised in the loss has words of its own
+                    fault = _fault(self._trial(batch))
+                if fault is None:
+                    raise
+                raise TypeError(
+                    f"loss must give a scalar tensor with a gradient, and {_name(self.loss)} gave {fault}."
+                ) from error
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers that a step may change (a normalisation's, a codebook's), and their values before it."""
@@ -301,7 +311,7 @@ class SVI:
         """A loss that does not count: Pyro's own draw more at their first batch than at others."""
         self._trial(batch)
 
-    def _trial(self, batch: Sequence[Any]) -> Tensor:
+    def _trial(self, batch: Sequence[Any]) -> Any:
         with torch.enable_grad(), seeded(None, device_of_batch(batch)), unmoved(self.pair):
             return self.loss(self.pair.model, self.pair.guide, *batch)
 
@@ -346,6 +356,17 @@ class SVI:
             f"{what}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
             "a scale that collapsed to zero, or data of an unexpected range."
         )
+
+
+def _fault(value: Any) -> str | None:
+    """Why what a loss gave has no gradients, if so."""
+    if not isinstance(value, Tensor):
+        return f"a value of type {type(value).__name__}"
+    if value.numel() != 1:
+        return f"a tensor of shape {tuple(value.shape)}: take its mean over the data, .mean()"
+    if not value.requires_grad:
+        return "a tensor without one: leave out .detach(), torch.no_grad() and the like"
+    return None
 
 
 def _name(loss: Any) -> str:
