@@ -127,7 +127,27 @@ def sample(name: str, distribution: Any, obs: Tensor | None = None, **options: A
     """
     if isinstance(obs, Tensor) and obs.dtype == torch.bool:
         obs = obs.to(torch.get_default_dtype())  # no density has arithmetic for it
-    return pyro.sample(name, adapt(distribution), obs=obs, **options)
+    try:
+        return pyro.sample(name, adapt(distribution), obs=obs, **options)
+    except ValueError as error:
+        _explain(error)
+        raise
+
+
+def _explain(error: ValueError) -> None:
+    """Raises what to do about a batch axis that is no plate's, where Pyro says that there is one."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    site = None if frame is None else frame.tb_frame.f_locals.get("msg")
+    if site is None or not str(error).startswith("Shape mismatch inside plate"):
+        return
+    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
+    raise ValueError(
+        f"{error}: its distribution has the batch shape {batch} and the event shape {event}. Axes of one datum belong "
+        "to the event: torch's Independent(d, n) or Pyro's d.to_event(n), or under a decoder a network that states "
+        "what it gives, net.out_shape = (1, 8, 8). Rows are the rest, as many in each member of the batch."
+    ) from error
 
 
 def data_plate(*batch: Any) -> AbstractContextManager[Any]:
@@ -335,6 +355,9 @@ class Custom(nn.Module):
             stack.enter_context(_PrivateStore(self))
             try:
                 return function(*batch, **mask)
+            except ValueError as error:
+                _explain(error)
+                raise
             except AttributeError as error:
                 if error.name != "param_state":
                     raise

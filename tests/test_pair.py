@@ -73,6 +73,55 @@ def test_what_is_no_distribution_is_named():
         sample("z", torch.zeros(3))
 
 
+class Undeclared(nn.Module):
+    """A prior whose latent is no event."""
+
+    def forward(self, *context):
+        return dist.Normal(torch.zeros(4), 1.0)
+
+
+def undeclared(part):
+    prior = Undeclared() if part == "prior" else priors.StandardNormal(4)
+    net = nn.Sequential(nn.Linear(4, 64), nn.Unflatten(-1, (1, 8, 8)))
+    decoder = decoders.Bernoulli(networks.MLP(4, (1, 8, 8)) if part == "prior" else net)
+    return models.VAE(prior, decoder, posteriors.DiagNormal(networks.MLP((1, 8, 8), 8)))
+
+
+@pytest.mark.parametrize(("part", "shape"), [("prior", r"\(4,\)"), ("decoder", r"\(10, 1, 8\)")])
+def test_axes_of_a_datum_that_are_no_event_are_named_with_what_declares_them(part, shape):
+    facts = rf"at site [xz] .*batch shape {shape}.*Independent\(d, n\).*to_event\(n\).*net.out_shape = \(1, 8, 8\)"
+    pair, x = undeclared(part), torch.zeros(10, 1, 8, 8)
+    for use in (
+        lambda: fit(pair, x, epochs=1, batch_size=10, progress=False),
+        lambda: log_likelihood(Custom(pair.model, pair.guide), x),
+        lambda: inference.sample(pair, 10),
+    ):
+        with pytest.raises(ValueError, match=facts):
+            use()
+
+
+def test_functions_too_are_told_what_declares_an_event():
+    def model(x):
+        with data_plate(x):
+            pyro.sample("x", dist.Normal(torch.zeros(6), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"at site x .*batch shape \(6,\).*to_event\(n\)"):
+        log_likelihood(Custom(model, lambda x: None), X)
+
+
+def test_a_latent_of_as_many_numbers_as_there_are_rows_is_not_taken_for_them():
+    facts = r"model's site 'z' has the batch shape \(4, 4\).*declare the rest an event"
+    for use in (lambda pair, x: fit(pair, x, epochs=1, batch_size=4, progress=False), log_likelihood):
+        with pytest.raises(ValueError, match=facts):
+            use(undeclared("prior"), torch.zeros(4, 1, 8, 8))
+
+
+def test_a_network_that_states_its_output_is_a_decoders():
+    pair = undeclared("decoder")
+    pair.decoder.net.out_shape = (1, 8, 8)
+    assert log_likelihood(pair, torch.zeros(10, 1, 8, 8), num_samples=2).values.shape == (10,)
+
+
 def scaled_pair():
     net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 

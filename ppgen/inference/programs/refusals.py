@@ -41,7 +41,10 @@ def check_axes(found: dict[str, Any], where: str) -> None:
     """
     for name, site in found.items():
         own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+        event, value = tuple(site["fn"].event_shape), site["value"]
         shape = site["fn"].batch_shape
+        if isinstance(value, Tensor) and value.dim() - len(event) > len(shape):  # a value that another site drew
+            shape = value.shape[: value.dim() - len(event)]
         if own and (axes := [d for d in range(-len(shape), 0) if d not in own and shape[d] != 1]):
             raise ValueError(
                 f"The {where}'s site {name!r} has the batch shape {tuple(shape)}, of which axis {axes[-1]} belongs to "
@@ -49,7 +52,6 @@ def check_axes(found: dict[str, Any], where: str) -> None:
                 "leave out axes of length 1 between them (x.squeeze(1), x.flatten(1)), or declare the rest an event "
                 "(.to_event)."
             )
-        event, value = tuple(site["fn"].event_shape), site["value"]
         if (
             own
             and site["is_observed"]
