@@ -93,6 +93,17 @@ def test_kind_of_values(tmp_path, array, kind, num_levels, dtype):
     assert rows(everything(data)) == rows(torch.tensor(array.astype(np.float64)))
 
 
+def test_few_levels_are_binarized_right_as_real_values_and_otherwise_with_a_warning(tmp_path, caplog):
+    levels = np.random.RandomState(0).randint(0, 17, (400, 8)).astype(np.uint8)
+    levels[0, 0] = 16
+    for name, array in (("few", levels), ("real", levels / 16), ("all", levels * 15)):
+        np.save(tmp_path / f"{name}.npy", array)
+    train = {name: load(tmp_path / f"{name}.npy", binarize="dynamic").train for name in ("few", "real", "all")}
+    assert train["few"].probs.max() == np.float32(16) / np.float32(255) and train["real"].probs.max() == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "few.npy is 16" in said[0] and "above 0.06: if 16 is white, save them divided" in said[0]
+
+
 def test_given_splits_and_labels_are_kept(tmp_path):
     x = np.arange(20.0).reshape(10, 2)
     y = np.arange(10)

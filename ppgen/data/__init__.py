@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
     "ring_modes",
     "stacked",
 ]
+
+log = logging.getLogger(__name__)
 
 PATH_SUFFIXES = (".npz", ".npy", ".pt")
 
@@ -134,8 +137,9 @@ def load(
     `validation` and `test` are splits), or to an `.npz`, `.npy` or `.pt` file: one array, or arrays `data`
     and `labels`, or `train`, `validation` and `test`, with `train_labels` and so on. Where a split is
     missing, a seeded shuffle makes it. Arrays have the shape (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C).
-    Values that are all 0 or 1 are binary, other integers from 0 to 255 are levels, all else is real. Nothing
-    is unpickled.
+    Values that are all 0 or 1 are binary, other integers from 0 to 255 are levels, of which there are 256
+    whatever the largest is, all else is real. Grey values of fewer levels are binarized right as real ones,
+    divided by the largest. Nothing is unpickled.
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -212,6 +216,12 @@ def _dataset(name: str, source: Source, binarization: Binarization, draws: tuple
             raise ValueError(
                 f"The data of {name} are binary already, so that binarize={binarization!r} has nothing to "
                 "draw: leave binarize out."
+            )
+        if num_levels == 256 and (largest := source.data.max()) < 128:
+            log.warning(
+                "The largest level of %s is %d, and levels are taken as those of 0 to 255, so no pixel is drawn as "
+                "1 with a probability above %.2f: if %d is white, save them divided by it, as floats.",
+                *(name, largest, largest / 255, largest),
             )
         probs = source.parts(probabilities(source.data, num_levels))
         random = np.random.RandomState(SEED)
