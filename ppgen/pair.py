@@ -280,6 +280,10 @@ class Custom(nn.Module):
     train and eval mode and buffers reach them too. What a function only uses under
     ``poutine.block(hide_types=["param"])`` is not trained, as under ``pyro.infer.SVI``.
 
+    A ``pyro.param`` site is a parameter from its first run on. ``fit`` makes such a run before it calls an
+    ``optimizer`` that is a function, ``lambda parameters: Adam(parameters)``; an optimiser made earlier, of
+    ``pair.parameters()``, lacks the sites.
+
     Args:
         model: a function of the batch, with a plate on axis −1 that gives each datum its place.
         guide: a function of the same batch.

@@ -177,6 +177,18 @@ def test_networks_behind_a_handler_are_found_trained_and_put_in_eval_mode(wrap):
     assert not encoder[0].training
 
 
+def test_an_optimiser_given_as_a_function_has_the_sites_that_no_run_has_shown_yet():
+    pair, net = scaled_pair()
+    early = torch.optim.Adam(pair.parameters())
+    late = []
+    fit(
+        pair, torch.randn(20), epochs=1, optimizer=lambda p: late.append(torch.optim.Adam(p)) or late[0], progress=False
+    )
+    held = [{id(p) for p in optimizer.param_groups[0]["params"]} for optimizer in (early, late[0])]
+    assert held[0] == {id(p) for p in net.parameters()}
+    assert held[1] == {id(p) for p in pair.parameters()} == held[0] | {id(pair.sites["width"])}
+
+
 def test_custom_state_goes_into_one_that_never_ran():
     pair, _ = scaled_pair()
     x = 1 + torch.randn(50)
