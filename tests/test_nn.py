@@ -1,5 +1,6 @@
 """Networks: event shapes in and out, any number of leading axes, several contexts."""
 
+import re
 from math import prod
 
 import pytest
@@ -161,6 +162,20 @@ def test_bad_sizes_are_errors():
     for bad in (0, -3, 2.5, (), (1, 0), True):
         with pytest.raises(ValueError, match="event shape"):
             nn.MLP(784, 300, bad)
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (lambda: nn.MLP(4, [300, 300], 2), "MLP(4, 300, 300, 2)"),
+        (lambda: nn.GatedMLP((1, 2, 2), 8, (3, 3), 2), "GatedMLP((1, 2, 2), 8, 3, 3, 2)"),
+        (lambda: nn.GatedBranches([4, 2], [8, 8], 2), "GatedBranches([4, 2], 8, 8, 2)"),
+        (lambda: nn.GatedBranches([4, 2], 8, [8], (1, 2, 2)), "GatedBranches([4, 2], 8, 8, (1, 2, 2))"),
+    ],
+)
+def test_a_list_of_hidden_widths_is_not_taken_for_one_layer(make, meant):
+    with pytest.raises(ValueError, match="a hidden width is a whole number, got .*" + re.escape(meant)):
+        make()
 
 
 def test_gated_layers_are_linear_times_gate_and_keep_the_scale_of_the_signal():

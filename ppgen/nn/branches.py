@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor, nn
 
 from .gated import GatedLinear, GatedMLP
-from .shapes import Shape, as_shape, check_event, concat, rescale
+from .shapes import Shape, as_shape, check_event, concat, hidden_widths, rescale
 
 
 class GatedBranches(nn.Module):
@@ -50,7 +50,7 @@ class GatedBranches(nn.Module):
             )
         self.in_shapes = [as_shape(shape, "in_shapes") for shape in in_shapes]
         self.levels = levels
-        width = prod(as_shape(sizes[0], "the width of the first layers"))
+        width = hidden_widths("GatedBranches", in_shapes, sizes)[0]
         self.first = nn.ModuleList(GatedLinear(prod(shape), width) for shape in self.in_shapes)
         for module in self.first.modules():
             if isinstance(module, nn.Linear):

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .shapes import Shape, as_shape, flatten_event, natural_number, rescale
+from .shapes import Shape, as_shape, flatten_event, hidden_widths, natural_number, rescale
 
 
 class MLP(nn.Module):
@@ -31,7 +31,8 @@ class MLP(nn.Module):
         (\*, \*in_shape) and contexts (\*, D) to (\*, \*out_shape).
 
     Raises:
-        ValueError: no output shape is given, a size is not positive, or an input's event has another shape.
+        ValueError: no output shape is given, a size is not positive, a hidden width is a list, or an input's event has
+            another shape.
 
     Example:
         >>> import torch
@@ -69,8 +70,7 @@ class MLP(nn.Module):
         self.out_shape = as_shape(sizes[-1], "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
         self.levels = levels
-        hidden = [prod(as_shape(size, "a hidden width")) for size in sizes[:-1]]
-        widths = [prod(self.in_shape) + context_dim, *hidden]
+        widths = [prod(self.in_shape) + context_dim, *hidden_widths(type(self).__name__, in_shape, sizes)]
         self.hidden = nn.Sequential(*(layer(a, b) for a, b in pairwise(widths)))
         self.output = nn.Linear(widths[-1], prod(self.out_shape))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import SupportsIndex
 
 import torch
@@ -27,6 +28,20 @@ def as_shape(shape: Shape, name: str = "shape") -> tuple[int, ...]:
             "integers such as (1, 28, 28)."
         )
     return sizes
+
+
+def hidden_widths(owner: str, in_shape: object, sizes: Sequence[Shape]) -> list[int]:
+    """The widths of the layers in front of an output, whose shape is the last of the sizes.
+
+    Raises:
+        ValueError: one is no positive whole number; a list of two would be a single layer as wide as their product.
+    """
+    *widths, out_shape = sizes
+    if any(isinstance(width, Sequence) for width in widths):
+        flat = chain.from_iterable(width if isinstance(width, Sequence) else [width] for width in widths)
+        meant = ", ".join(map(repr, (in_shape, *flat, out_shape)))
+        raise ValueError(f"{owner}: a hidden width is a whole number, got {widths}: write {owner}({meant}).")
+    return [positive_integer(f"{owner}: a hidden width", width) for width in widths]
 
 
 def concat(*context: Tensor) -> Tensor:
