@@ -3,6 +3,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 from command import call
 from safetensors.torch import load_file
@@ -112,6 +113,22 @@ def test_what_is_no_run_is_neither_overwritten_nor_removed(capsys, tmp_path):
     status, _, err = call(capsys, "train", "vae", "--data", "digits", "--out", tmp_path, "--epochs", 0)
     assert status == 2 and "config.json" in err
     assert [p.read_text() for p in tmp_path.iterdir()] == ["of something else"]
+
+
+@pytest.mark.parametrize("refusal", [["--lr", "nan"], ["--data", "{tmp}/x.npy", "--decoder", "continuous-bernoulli"]])
+@pytest.mark.parametrize("name", ["mine", ".", "new/run"])
+def test_a_run_that_is_refused_leaves_the_folder_as_it_was(refusal, name, monkeypatch, capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.full((60, 1, 3, 3), 255.0, np.float32))
+    for folder in ("mine", "."):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+        (tmp_path / folder / "checkpoints" / "best.ckpt").write_text("of another program")
+        (tmp_path / folder / "log.txt").write_text("of another program\n")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    options = [option.format(tmp=tmp_path) for option in refusal]
+    status, _, err = call(capsys, "train", "vae", *options, "--epochs", 1, "--out", name)
+    assert status == 2 and ("--lr" in err or "255" in err), err
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow

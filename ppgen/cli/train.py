@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import shutil
+import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -119,13 +119,14 @@ def run(
     loaded = load(data, data_dir, binarize, name, settings.get("decoder"))
     recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
     source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
-    if current().leads:
-        begin_run(out, recipe, data=source, training=training)
+    before = _begun(out)
     try:
+        if current().leads:
+            begin_run(out, recipe, data=source, training=training)
         _train(out, recipe, loaded, source, training, "")
     except Exception:
         if current().leads and not _was_saved(out):
-            _remove_begun(out)
+            _remove_begun(out, before)
         raise
 
 
@@ -212,13 +213,21 @@ def _was_saved(out: Path) -> bool:
     return any((out / CHECKPOINTS).glob("**/manifest.json"))
 
 
-def _remove_begun(out: Path) -> None:
-    """Leaves no trace of a run that was refused before its first step."""
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    for name in ("config.json", LOG):
-        (out / name).unlink(missing_ok=True)
-    if not any(out.iterdir()):
-        out.rmdir()
+def _begun(out: Path) -> dict[Path, int]:
+    """What there is of all that a run makes before its first checkpoint, a folder after what is in it, with sizes."""
+    inside = sorted((out / CHECKPOINTS).rglob("*"), reverse=True)
+    every = (out / "config.json", out / LOG, *inside, out / CHECKPOINTS, out, *out.parents)
+    return {path: path.stat().st_size for path in every if path.exists()}
+
+
+def _remove_begun(out: Path, before: dict[Path, int]) -> None:
+    """Leaves no trace of a run that was refused before its first step, and what was there before it as it was."""
+    for path in _begun(out):
+        with suppress(OSError):  # of a folder into which somebody else has put something
+            if path not in before:
+                path.rmdir() if path.is_dir() else path.unlink()
+            elif path == out / LOG:
+                os.truncate(path, before[path])
 
 
 def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out: Path, seed: int) -> list[str]:
