@@ -199,6 +199,30 @@ def test_compare_puts_models_of_all_kinds_in_one_table(capsys, tmp_path):
     assert "pixelcnn" in out and "4×4" in out
 
 
+def test_a_model_that_fails_is_a_row_of_its_own(monkeypatch, capsys, tmp_path):
+    """The first model trains; the second diverges with one seed and breaks with the other; the third is interrupted."""
+
+    def broken(pair, data, validation, *, seed=0, progress=True):
+        raise FloatingPointError("it diverged") if seed == 0 else KeyError("loc")
+
+    def stopped(pair, data, validation, *, seed=0, progress=True):
+        raise KeyboardInterrupt
+
+    for name, train in (("wgan", broken), ("gan", stopped)):
+        monkeypatch.setitem(catalogue.MODELS, name, catalogue.MODELS[name]._replace(train=train))
+    monkeypatch.setattr("ppgen.cli.lineup.trained_classifier", lambda loaded, epochs, seed: None)
+    out, few = tmp_path / "m", ["--hidden", 4, "--epochs", 1, "--warmup", 0, "--patience", 0, "--num-samples", 5]
+    status, _, err = call(capsys, "compare", "--models", "vae,wgan,gan", *few, "--out", out)
+    assert status == 130, err
+    rows = {row["name"]: row for row in json.loads((out / "models.json").read_text())["rows"]}
+    assert rows["vae"]["log_likelihood"] < 0 and rows["vae"]["refused"] is None
+    assert rows["wgan"]["diverged"] == 1 and rows["wgan"]["refused"] == "KeyError: 'loc'"
+    assert rows["gan"]["refused"] == "not trained yet"
+    assert [row["name"] for row in csv.DictReader((out / "models.csv").open())] == list(rows)
+    status, said, err = call(capsys, "compare", "--models", "wgan", "--seeds", 1, *few, "--out", tmp_path / "n")
+    assert status == 0 and "1 diverged" in said, err
+
+
 def test_judge_measures_the_samples_of_a_run(run, capsys):
     status, out, err = call(capsys, "judge", run, "--num", 60, "--json")
     assert status == 0, err
@@ -274,6 +298,8 @@ def test_list_names_every_part(capsys):
         (["train", "ss-vae", "--out", "OUT", "--labels", "7"], ["--labels", "10 classes", "7"]),
         (["evaluate", "OUT"], ["is not a run", "config.json"]),
         (["sample", "OUT"], ["is not a run"]),
+        (["compare", "--out", "OUT", "--num-samples", "0"], ["--num-samples", "0"]),
+        (["compare", "--out", "OUT", "--models", "vae,gan", "--num-samples", "0"], ["--num-samples", "0"]),
         (["compare", "--out", "OUT", "--prior", ","], ["--prior names nothing"]),
         (["compare", "--out", "OUT", "--warmup", "200"], ["--warmup 200", "--epochs 100"]),
     ],

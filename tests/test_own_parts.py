@@ -1,10 +1,13 @@
 """Parts of a user's own in a run: used by import path, written down, and loaded only where they are allowed."""
 
+import csv
 import importlib
+import json
 import sys
 
 import pytest
 import torch
+from command import call
 
 from ppgen import cli
 from ppgen.catalogue import Recipe
@@ -23,6 +26,18 @@ class Peaked(nn.Module):
 
     def forward(self, *context):
         return Independent(Laplace(0.0, self.log_scale.exp()), 1)
+
+class Flat(Peaked):
+    def forward(self, *context):
+        return Laplace(0.0, self.log_scale.exp())
+
+class Wild(Peaked):
+    def forward(self, *context):
+        raise FloatingPointError("it diverged")
+
+class Stopped(Peaked):
+    def forward(self, *context):
+        raise KeyboardInterrupt
 
 class Picky(nn.Module):
     def __init__(self, latent_dim):
@@ -65,6 +80,28 @@ def test_a_refused_cell_is_a_row_with_its_reason(module, tmp_path, monkeypatch, 
     assert "Refused: mine:Picky + diagonal: Picky: latent_dim must be even, got 3." in capsys.readouterr().out
     rows = (out / "comparison.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[2].startswith("mine:Picky + diagonal") and rows[2].endswith('got 3."')
+
+
+COMPARE = ["--posterior", "diagonal", "--epochs", 1, "--warmup", 0, "--patience", 0, "--num-samples", 5, "--hidden", 4]
+
+
+def test_what_was_measured_outlasts_whatever_fails_after_it(module, tmp_path, capsys):
+    priors = "mine:Peaked,mine:Flat,mine:Wild,mine:Stopped,standard"
+    status, _, err = call(capsys, "compare", "--prior", priors, *COMPARE, "--out", tmp_path / "out")
+    assert status == 130, err
+    rows = {row["prior"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
+    assert rows["mine:Peaked"]["log_likelihood"] < 0
+    assert "site z" in rows["mine:Flat"]["refused"]
+    assert rows["mine:Wild"]["refused"] == "FloatingPointError: it diverged"
+    assert rows["mine:Stopped"]["refused"] == rows["standard"]["refused"] == "not trained yet"
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        assert [row["prior"] for row in csv.DictReader(file)] == list(rows)
+
+
+def test_where_everything_fails_the_first_reason_is_the_error(module, tmp_path, capsys):
+    status, _, err = call(capsys, "compare", "--prior", "mine:Wild", *COMPARE, "--out", tmp_path / "out")
+    assert status == 2 and "Every combination was refused" in err and "it diverged" in err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["nowhere:Prior", "torch:NoSuchPrior", "no module:X"])

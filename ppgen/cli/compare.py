@@ -14,7 +14,7 @@ from rich.table import Table
 from ppgen import plots
 from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
 from ppgen.catalogue.training import check_schedule
-from ppgen.cli.grid import Cell, Work, worked
+from ppgen.cli.grid import NOT_YET, Cell, Work, worked
 from ppgen.cli.lineup import lineup
 from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import load, num_classes, visible
@@ -80,6 +80,8 @@ def compare(
         raise ValueError(f"--jobs must be a positive whole number, and 1 with --models, got {jobs}.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("compare starts its own processes: give --jobs, and start it without torchrun.")
+    if num_samples < 1:
+        raise ValueError(f"--num-samples must be a positive whole number, got {num_samples}.")
     if models is not None:
         given = {**training, "decoder": decoder, "latent_dim": latent_dim, "hidden": hidden, "device": device}
         lineup(_names("models", models, COMPARABLE), out, data, data_dir, binarize, given, num_samples, seeds, seed)
@@ -99,29 +101,32 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     names = list(recipes)
     parts = {name: {"prior": p, "posterior": q} for name, (p, q) in zip(names, grid, strict=True)}
-    found: dict[str, Cell | str] = {}
+    about = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
+    settings = {"model": model, **training, "num_samples": num_samples, "seed": seed, **shared}
+    settings = {name: value for name, value in settings.items() if name not in ("prior", "posterior")}
+    found: dict[str, Cell | str] = dict.fromkeys(names, NOT_YET)
     work = Work(source, {**training, "device": device}, num_samples, seed)
-    for index, cell in worked(work, list(recipes.values()), loaded, jobs):
+    for count, (index, cell) in enumerate(worked(work, list(recipes.values()), loaded, jobs), 1):
         name = names[index]
         found[name] = cell
         note = f" (note: {recipes[name].note})" if recipes[name].note else ""
         said = f"refused: {cell}" if isinstance(cell, str) else f"{cell.epochs} epochs in {cell.seconds:.0f} s{note}"
-        _say(f"[{len(found)}/{len(names)}] {name}: {said}")
-    refused = [{"name": n, **parts[n], "refused": cell} for n in names if isinstance(cell := found[n], str)]
-    cells = {n: cell for n in names if not isinstance(cell := found[n], str)}
+        _say(f"[{count}/{len(names)}] {name}: {said}")
+        refused = [{"name": n, **parts[n], "refused": cell} for n in names if isinstance(cell := found[n], str)]
+        cells = {n: cell for n in names if not isinstance(cell := found[n], str)}
+        if not cells:
+            continue
+        result = rank(
+            {name: cell.estimate for name, cell in cells.items()},
+            before={name: {**parts[name], "seconds": round(cell.seconds, 1)} for name, cell in cells.items()},
+            after={name: cell.figures for name, cell in cells.items()},
+        )
+        verdict = result.verdict()
+        # Each time, so that whatever ends a long comparison leaves what was measured.
+        write_json(out / "comparison.json", {**about, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
+        result.write_csv(out / "comparison.csv", refused)
     if not cells:
         raise ValueError(f"Every combination was refused; the first: {refused[0]['refused']}")
-    result = rank(
-        {name: cell.estimate for name, cell in cells.items()},
-        before={name: {**parts[name], "seconds": round(cell.seconds, 1)} for name, cell in cells.items()},
-        after={name: cell.figures for name, cell in cells.items()},
-    )
-    about = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
-    settings = {"model": model, **training, "num_samples": num_samples, "seed": seed, **shared}
-    settings = {name: value for name, value in settings.items() if name not in ("prior", "posterior")}
-    verdict = result.verdict()
-    write_json(out / "comparison.json", {**about, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
-    result.write_csv(out / "comparison.csv", refused)
     plots.comparison(result.rows, out / "comparison.png")
     files = ["comparison.csv", "comparison.json", "comparison.png"]
     if plots.is_picture(loaded.event_shape):

@@ -23,6 +23,8 @@ from ppgen.compare import compare
 from ppgen.data import Dataset
 from ppgen.inference import Estimate, sample
 
+NOT_YET = "not trained yet"  # the reason of what a comparison that was stopped did not come to
+
 
 class Cell(NamedTuple):
     """What was measured of one combination of parts."""
@@ -43,13 +45,16 @@ class Work(NamedTuple):
     seed: int
 
     def of(self, recipe: Recipe, loaded: Dataset) -> Cell | str:
-        """Builds, trains and measures one combination; a reason, if it cannot be built."""
+        """Builds, trains and measures one combination; the reason, if any of it fails: the others have their turn."""
+        try:
+            return self._measured(recipe, loaded)
+        except Exception as error:  # parts of a user's own raise all kinds
+            return reason(error)
+
+    def _measured(self, recipe: Recipe, loaded: Dataset) -> Cell:
         seed = self.seed
         began = time.perf_counter()
-        try:
-            pair = build(recipe, loaded, seed)
-        except (ValueError, TypeError) as error:
-            return " ".join(str(error).split())
+        pair = build(recipe, loaded, seed)
         batch = recipe.batch(loaded.train, loaded.train_labels)
         validation = recipe.batch(loaded.validation, loaded.validation_labels)
         history = variational(pair, batch, validation, **self.training, seed=seed, progress=False)
@@ -60,6 +65,12 @@ class Work(NamedTuple):
         drawn = plots.is_picture(loaded.event_shape)
         means = sample(pair, 36, *recipe.context(36), mean=True, seed=seed) if drawn else None
         return Cell(len(history.loss), seconds, result.estimates[""], figures, means)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line, with its type where its words may say little by themselves."""
+    said = " ".join(str(error).split())
+    return said if type(error) is ValueError else f"{type(error).__name__}: {said}"
 
 
 def worked(work: Work, recipes: Sequence[Recipe], loaded: Dataset, jobs: int) -> Iterator[tuple[int, Cell | str]]:

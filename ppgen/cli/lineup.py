@@ -14,6 +14,7 @@ from rich.table import Table
 from ppgen import data as datasets
 from ppgen import plots
 from ppgen.catalogue import MODELS, Recipe, settings_of
+from ppgen.cli.grid import NOT_YET, reason
 from ppgen.cli.judge import judged, trained_classifier
 from ppgen.cli.options import chosen
 from ppgen.cli.source import build, load, num_classes, visible
@@ -49,45 +50,57 @@ def lineup(
     loaded = load(data, data_dir, binarize, "vae", given["decoder"])
     if not plots.is_picture(loaded.event_shape):
         raise ValueError(f"--models compares models of images, and the data of {data} are {loaded.event_shape}.")
+    event, classes = tuple(loaded.event_shape), num_classes(loaded)
+    recipes = {}
+    for name in names:
+        defaults = {n: p.default for n, p in settings_of(MODELS[name].build).items()}
+        recipes[name] = Recipe(name, event, loaded.num_levels, classes, chosen(defaults, given, data))
     out.mkdir(parents=True, exist_ok=True)
     classifier = trained_classifier(loaded, 5, seed)
-    rows: list[dict[str, Any]] = []
-    pictures = {"data": visible(loaded.test[:36], Recipe("ae", loaded.event_shape, loaded.num_levels))}
-    for name in names:
-        model = MODELS[name]
-        settings = chosen({n: p.default for n, p in settings_of(model.build).items()}, given, data)
-        known = settings_of(model.train)
-        training = {n: given[n] for n in known if given.get(n) is not None}
-        if "particles" in known and known["particles"].default != 1:
-            training["warmup"] = 0.0  # an importance-weighted bound has no KL term to anneal
-        recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
-        runs: list[dict[str, Any]] = []
-        for each in range(seed, seed + num_seeds):
-            began = time.perf_counter()
-            pair = build(recipe, loaded, each)
-            batch = recipe.batch(loaded.train, loaded.train_labels)
-            watched = recipe.batch(loaded.validation, loaded.validation_labels)
-            try:
-                model.train(pair, batch, watched, **{**training, "seed": each}, progress=False)
-            except FloatingPointError as error:
-                print(f"{name}, seed {each}: {error}", file=sys.stderr, flush=True)
-                runs.append({"diverged": True})
-                continue
-            seconds = time.perf_counter() - began
-            print(f"{name}, seed {each}: {seconds:.0f} s of training", file=sys.stderr, flush=True)
-            runs.append({"seconds": seconds, **_measured(pair, recipe, loaded, classifier, num_samples, each)})
-            if name != "ae" and name not in pictures:
-                pictures[name] = visible(sample(pair, 36, *recipe.context(36), seed=each), recipe)
-        rows.append({"name": name, **_summary(runs), "runs": runs})
     source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
-    write_json(out / "models.json", {**source, "settings": given, "num_seeds": num_seeds, "rows": rows})
-    with (out / "models.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[k for k in rows[0] if k != "runs"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    pictures = {"data": visible(loaded.test[:36], Recipe("ae", event, loaded.num_levels))}
+    for name, recipe in recipes.items():
+        for each in range(seed, seed + num_seeds):
+            try:
+                pair, seconds = _trained(recipe, loaded, given, each)
+                print(f"{name}, seed {each}: {seconds:.0f} s of training", file=sys.stderr, flush=True)
+                figures = {"seconds": seconds, **_measured(pair, recipe, loaded, classifier, num_samples, each)}
+                if name != "ae" and name not in pictures:
+                    pictures[name] = visible(sample(pair, 36, *recipe.context(36), seed=each), recipe)
+            except Exception as error:  # the others have their turn
+                print(f"{name}, seed {each}: {reason(error)}", file=sys.stderr, flush=True)
+                figures = {"diverged": True} if isinstance(error, FloatingPointError) else {"refused": reason(error)}
+            runs[name].append(figures)
+            rows = [{"name": n, **_summary(of_name), "runs": of_name} for n, of_name in runs.items()]
+            if all(row["refused"] for row in rows):
+                continue
+            # Each time, so that whatever ends a long comparison leaves what was measured.
+            write_json(out / "models.json", {**source, "settings": given, "num_seeds": num_seeds, "rows": rows})
+            with (out / "models.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=[k for k in rows[0] if k != "runs"], extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+    if all(row["refused"] for row in rows):
+        raise ValueError(f"Every model was refused; the first: {rows[0]['refused']}")
     plots.sheet(pictures, out / "models.png", columns=len(pictures))
     _print(rows, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, {num_seeds} seeds")
     print(f"Files in {out}: models.csv, models.json, models.png")
+
+
+def _trained(recipe: Recipe, loaded: datasets.Dataset, given: dict[str, Any], seed: int) -> tuple[Any, float]:
+    """A model trained with those of the settings that its training has, and the seconds that it took."""
+    model = MODELS[recipe.model]
+    known = settings_of(model.train)
+    training = {n: given[n] for n in known if given.get(n) is not None}
+    if "particles" in known and known["particles"].default != 1:
+        training["warmup"] = 0.0  # an importance-weighted bound has no KL term to anneal
+    began = time.perf_counter()
+    pair = build(recipe, loaded, seed)
+    batch = recipe.batch(loaded.train, loaded.train_labels)
+    watched = recipe.batch(loaded.validation, loaded.validation_labels)
+    model.train(pair, batch, watched, **{**training, "seed": seed}, progress=False)
+    return pair, time.perf_counter() - began
 
 
 def _measured(
@@ -115,9 +128,9 @@ def _measured(
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds, and how far apart they are in the Fréchet distance."""
-    whole = [run for run in runs if "diverged" not in run]
-    figures: dict[str, Any] = {"diverged": len(runs) - len(whole)}
+    """Means over the seeds, and how far apart they are in the Fréchet distance; why, where there are none."""
+    whole = [run for run in runs if "seconds" in run]
+    figures: dict[str, Any] = {"diverged": sum("diverged" in run for run in runs)}
     numbers = [
         "log_likelihood", "reconstruction_rmse", "confident", "precision", "recall", "density", "coverage",
         "Fréchet_distance", "kernel_distance", "seconds", "seconds_of_sampling",
@@ -131,6 +144,8 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     figures["smallest_class_share"] = min(shares) if shares else None
     for name in ("is_lower_bound", "latent", "discrete_latent"):
         figures[name] = next((run[name] for run in whole if name in run), None)
+    refused = [run["refused"] for run in runs if "refused" in run]
+    figures["refused"] = NOT_YET if not runs else refused[0] if refused else None
     return figures
 
 
@@ -169,6 +184,9 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
     if not console.is_terminal:
         console = Console(width=220)
     console.print(table)
+    for row in rows:
+        if row["refused"]:
+            print(f"Refused: {row['name']}: {row['refused']}")
     print(
         "log p(x) in nats; –: the model has none. discrete: whether it gives discrete data a probability, and whether "
         "its latent is discrete. Sharp and diverse: of samples against the test data, by the features of a classifier."
