@@ -6,6 +6,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow check bench
 
 demo: $(INSTALLED)
+	rm -rf runs/demo
 	$(BIN)/ppgen compare --data digits --prior standard,mog,vamp,flow --posterior diagonal,full,householder,iaf --out runs/demo
 
 # Two processes of one thread each: with more threads than cores, torch's pools slow each other down.

@@ -6,6 +6,7 @@ as MyPosterior(net, latent_dim), behind a network with MyPosterior.num_outputs(l
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -46,16 +47,17 @@ def main(quick: bool, out: Path) -> None:
     from ppgen import cli
 
     sys.path.insert(0, str(Path(__file__).parent))
-    run = out.parent / "parts_of_your_own"
     options = ["--epochs", "3", "--warmup", "0", "--patience", "0", "--num-samples", "50"] if quick else []
-    sys.argv = ["ppgen", "compare", "--prior", "standard,parts_of_your_own:HeavyTails", "--out", str(run), *options]
+    sys.argv = ["ppgen", "compare", "--prior", "standard,parts_of_your_own:HeavyTails", *options]
     sys.argv += ["--posterior", "diagonal,parts_of_your_own:Squashed"]
-    try:
-        cli.main()
-    except SystemExit as end:
-        if end.code:
-            raise
-    out.write_bytes((run / "comparison.png").read_bytes())
+    with TemporaryDirectory() as folder:
+        sys.argv += ["--out", folder]
+        try:
+            cli.main()
+        except SystemExit as end:
+            if end.code:
+                raise
+        out.write_bytes(Path(folder, "comparison.png").read_bytes())
 
 
 if __name__ == "__main__":

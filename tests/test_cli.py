@@ -264,6 +264,14 @@ def test_compare_writes_the_table_and_the_pictures(capsys, tmp_path):
     assert "Best: " in out and "diagonal encoder of its own" in err
 
 
+@pytest.mark.parametrize(("table", "models"), [("comparison.json", []), ("models.json", ["--models", "vae,gan"])])
+def test_a_comparison_is_not_overwritten(table, models, capsys, tmp_path):
+    (tmp_path / table).write_text("of yesterday")
+    status, out, err = call(capsys, "compare", *models, "--out", tmp_path)
+    assert status == 2 and f"--out {tmp_path}" in err and table in err and out == "" and err.count("\n") == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of yesterday"]
+
+
 def test_list_names_every_part(capsys):
     _, out, _ = call(capsys, "list")
     for name in (
@@ -300,6 +308,7 @@ def test_list_names_every_part(capsys):
         (["sample", "OUT"], ["is not a run"]),
         (["compare", "--out", "OUT", "--num-samples", "0"], ["--num-samples", "0"]),
         (["compare", "--out", "OUT", "--models", "vae,gan", "--num-samples", "0"], ["--num-samples", "0"]),
+        (["compare", "--out", "OUT", "--models", "vae,gan", "--seeds", "0"], ["--seeds", "0"]),
         (["compare", "--out", "OUT", "--prior", ","], ["--prior names nothing"]),
         (["compare", "--out", "OUT", "--warmup", "200"], ["--warmup 200", "--epochs 100"]),
     ],

@@ -38,7 +38,9 @@ def compare(
     posterior: Annotated[
         str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}; or all.")
     ] = "diagonal,full,householder,iaf",
-    out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("runs/compare"),
+    out: Annotated[
+        Path, typer.Option(help="The folder for the table and the pictures; it must not hold one yet.")
+    ] = Path("runs/compare"),
     epochs: Annotated[int, typer.Option(help=HELP["epochs"])] = 100,
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     batch_size: Annotated[int, typer.Option(help=HELP["batch_size"])] = 100,
@@ -82,6 +84,11 @@ def compare(
         raise ValueError("compare starts its own processes: give --jobs, and start it without torchrun.")
     if num_samples < 1:
         raise ValueError(f"--num-samples must be a positive whole number, got {num_samples}.")
+    if seeds < 1:
+        raise ValueError(f"--seeds must be a positive whole number, got {seeds}.")
+    table = "comparison.json" if models is None else "models.json"
+    if (out / table).exists():
+        raise ValueError(f"--out {out} already holds {table}: choose another folder, or remove that one.")
     if models is not None:
         given = {**training, "decoder": decoder, "latent_dim": latent_dim, "hidden": hidden, "device": device}
         lineup(_names("models", models, COMPARABLE), out, data, data_dir, binarize, given, num_samples, seeds, seed)
