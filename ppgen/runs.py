@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -146,9 +147,14 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> tuple[Recipe, dict[s
     if foreign := [name for name in recipe.imports if name not in allow]:
         raise ValueError(
             f"The run {folder} was made with {', '.join(foreign)}, and importing that runs its code: if you trust it, "
-            f"allow it by name (--allow {','.join(foreign)})."
+            f"allow it by name ({allow_options(foreign)})."
         )
     return recipe, {**config, "data": about[0], "training": about[1]}
+
+
+def allow_options(names: Sequence[str]) -> str:
+    """What allows names, as it is typed."""
+    return " ".join(f"--allow {quote(name)}" for name in names)
 
 
 class _Limited(TorchDispatchMode):

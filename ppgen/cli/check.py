@@ -12,7 +12,7 @@ import typer
 from ppgen.catalogue import MODELS
 from ppgen.check import RUNGS, climb, trust
 from ppgen.check.trust import DATA_OF_CALIBRATION
-from ppgen.cli.options import Allow, DataDir, NoiseSeed
+from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed
 from ppgen.cli.source import data_of
 from ppgen.files import write_json
 from ppgen.runs import load_run
@@ -22,8 +22,9 @@ def check(
     run: Annotated[Path | None, typer.Argument(help="A folder that `ppgen train` wrote; the library if none.")] = None,
     num_data: Annotated[int, typer.Option(help="Test data of the run.")] = 100,
     seed: NoiseSeed = 0,
-    allow: Allow = "",
+    allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data: MovedData = None,
     data_dir: DataDir = None,
 ) -> int:
     """Likelihoods against cases that are known exactly; or whether those of a run can be believed.
@@ -37,12 +38,12 @@ def check(
         return _ladder(seed, as_json)
     if num_data < 1:
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
-    pair, recipe, config = load_run(run, allow.split(","))
+    pair, recipe, config = load_run(run, allow or ())
     if not MODELS[recipe.model].scores:
         text = f"{recipe.model} has no likelihood, so there is none to check: see `ppgen judge {run}`."
         print(json.dumps({"verdict": "no likelihood"}) if as_json else text)
         return 0
-    loaded = data_of(run, recipe, config, data_dir, allow.split(","))
+    loaded = data_of(run, recipe, config, data_dir, allow or (), data)
     pair.to("cuda" if torch.cuda.is_available() else "cpu")
     x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
     labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
+from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of, error_rate
 from ppgen.decoders import bits_per_dim
 from ppgen.files import write_json
@@ -22,8 +22,9 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 5000,
     num_data: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
     seed: NoiseSeed = 0,
-    allow: Allow = "",
+    allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data: MovedData = None,
     data_dir: DataDir = None,
 ) -> None:
     """The test log-likelihood of a run by importance sampling, with its errors.
@@ -35,8 +36,8 @@ def evaluate(
     if num_data is not None and num_data < 1:
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
     with processes() as group:  # this one, or those of torchrun
-        pair, recipe, config = load_run(run, allow.split(","))
-        loaded = data_of(run, recipe, config, data_dir, allow.split(","))
+        pair, recipe, config = load_run(run, allow or ())
+        loaded = data_of(run, recipe, config, data_dir, allow or (), data)
         pair.to("cuda" if torch.cuda.is_available() else "cpu")
         x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
         labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y

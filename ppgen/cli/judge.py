@@ -12,7 +12,7 @@ import typer
 
 from ppgen import data as datasets
 from ppgen.catalogue import Recipe
-from ppgen.cli.options import Allow, DataDir, NoiseSeed, Run
+from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of
 from ppgen.files import write_json
 from ppgen.inference import sample
@@ -25,8 +25,9 @@ def judge(
     num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
     epochs: Annotated[int, typer.Option(help="Of the classifier that the samples are shown to.")] = 5,
     seed: NoiseSeed = 0,
-    allow: Allow = "",
+    allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data: MovedData = None,
     data_dir: DataDir = None,
 ) -> None:
     """Samples of a run against test data: precision, recall, density, coverage, Fréchet and kernel distance, classes.
@@ -35,8 +36,8 @@ def judge(
 
     Example: ppgen judge runs/gan --num 1000
     """
-    pair, recipe, config = load_run(run, allow.split(","))
-    loaded = data_of(run, recipe, config, data_dir, allow.split(","))
+    pair, recipe, config = load_run(run, allow or ())
+    loaded = data_of(run, recipe, config, data_dir, allow or (), data)
     classifier = trained_classifier(loaded, epochs, seed)
     report, seconds = judged(pair, recipe, loaded, classifier, num, seed)
     figures = {**report.summary(), "seconds_of_sampling": seconds, "seed": seed}

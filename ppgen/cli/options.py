@@ -17,8 +17,22 @@ DataDir = Annotated[
 ]
 Binarize = Annotated[str | None, typer.Option(help="none, fixed or dynamic; the data set's own habit if not given.")]
 Run = Annotated[Path, typer.Argument(help="A folder that `ppgen train` wrote.")]
+MovedData = Annotated[
+    str | None, typer.Option("--data", help="Where the run's data file or folder is now, if it has moved.")
+]
+
+
+def _allowed(given: list[str] | None) -> list[str]:
+    """The names that were given, several by one option, too; a path may have commas of its own."""
+    return [name for text in given or () for name in dict.fromkeys((text, *text.split(",")))]
+
+
 Allow = Annotated[
-    str, typer.Option(help="Import paths (module:Class) and data outside its folder that the run may name.")
+    list[str] | None,
+    typer.Option(
+        help="An import path (module:Class) or data outside its folder that the run may name; more than once for more.",
+        callback=_allowed,
+    ),
 ]
 NoiseSeed = Annotated[int, typer.Option("--seed", help="Of the noise.")]
 

@@ -18,7 +18,7 @@ def sample_run(
     run: Run,
     num: Annotated[int, typer.Option(help="How many.")] = 64,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
-    allow: Allow = "",
+    allow: Allow = None,
     draws: Annotated[bool, typer.Option(help="Draw pixels, in place of the mean of p(x | z).")] = False,
     seed: NoiseSeed = 0,
 ) -> None:
@@ -26,7 +26,7 @@ def sample_run(
 
     Example: ppgen sample runs/vamp --num 64 --out samples.png
     """
-    pair, recipe, _ = load_run(run, allow.split(","))
+    pair, recipe, _ = load_run(run, allow or ())
     if not plots.is_picture(recipe.shape):
         raise ValueError(
             f"The data of {run} have shape {recipe.shape}, which is no picture: use ppgen.inference.sample."

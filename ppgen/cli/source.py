@@ -12,7 +12,10 @@ from torch import Tensor
 from ppgen import data as datasets
 from ppgen.catalogue import DECODERS, MODELS, Recipe, lookup, pseudo_inputs
 from ppgen.inference import classify
+from ppgen.inference.execution.batches import Rows
+from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.modes import seeded
+from ppgen.runs import allow_options
 
 
 def load(name: str, data_dir: Path | None, binarize: str | None, model: str, decoder: str | None) -> datasets.Dataset:
@@ -44,25 +47,72 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
     return loaded
 
 
+def described(name: str, loaded: datasets.Dataset) -> dict[str, Any]:
+    """What a run writes down of its data: where they are, and for a path, of which anything may become, a digest."""
+    about: dict[str, Any] = {"name": name, "binarization": loaded.binarization, "split": loaded.split}
+    if name not in datasets.describe():
+        about |= {"name": str(Path(name).expanduser().absolute()), "digest": _digest(loaded)}
+    return about
+
+
+def _digest(loaded: datasets.Dataset) -> list[str]:
+    """Of the data that a run is measured on, with their labels; those that it is trained on are in its checkpoints."""
+    parts = ((loaded.validation, loaded.validation_labels), (loaded.test, loaded.test_labels))
+    return [each for part in parts for each in fingerprint(Rows([member for member in part if member is not None]))]
+
+
 def data_of(
-    run: Path, recipe: Recipe, config: dict[str, Any], data_dir: Path | None, allow: Sequence[str]
+    run: Path,
+    recipe: Recipe,
+    config: dict[str, Any],
+    data_dir: Path | None,
+    allow: Sequence[str],
+    moved: str | None = None,
 ) -> datasets.Dataset:
     """The data that a run names: a data set, or a file or folder in the run's own folder, or one that is allowed.
 
+    Args:
+        run: its folder.
+        recipe: what its model is built from.
+        config: what its ``config.json`` says.
+        data_dir: where files of data sets are.
+        allow: names outside its folder that it may lead to.
+        moved: where its file or folder is now, if it is elsewhere.
+
     Raises:
-        ValueError: it names none, or leads out of its folder.
+        FileNotFoundError: there is nothing where the run says.
+        ValueError: it names none, leads out of its folder, or the data are others than those that it was trained on.
     """
     source = config["data"]
     name, binarization = source.get("name"), source.get("binarization")
     if not isinstance(name, str) or not isinstance(binarization, str):
         raise ValueError(f"{run / 'config.json'} does not say which data the run is of: got {source!r}.")
-    inside = Path(name).resolve().is_relative_to(run.resolve())
-    if name not in datasets.describe() and name not in allow and not inside:
+    known = datasets.describe()
+    if moved is not None and moved != name and (name in known or moved in known):
         raise ValueError(
-            f"The run {run} names data outside its folder, {name!r}: if you trust it to lead there, allow it by name "
-            f"(--allow {name})."
+            f"--data {moved} is not what the run {run} is of, {name}: --data is for a file or folder that has moved."
         )
-    return load(name, data_dir, binarization, recipe.model, recipe.settings.get("decoder"))
+    if moved is None and name not in known:
+        place = _place(name)
+        if not place.exists():
+            raise FileNotFoundError(f"The data of the run {run} are not at {name}: say where they are (--data PATH).")
+        if place not in map(_place, allow) and not place.is_relative_to(run.resolve()):
+            raise ValueError(
+                f"The run {run} names data outside its folder, {name!r}: if you trust it to lead there, allow it by "
+                f"name ({allow_options([*recipe.imports, name])})."
+            )
+    name = moved or name
+    loaded = load(name, data_dir, binarization, recipe.model, recipe.settings.get("decoder"))
+    if "digest" in source and source["digest"] != _digest(loaded):
+        raise ValueError(
+            f"{name} does not hold the data that the run {run} was made with: its validation or test data are others. "
+            "Say where those are (--data PATH)."
+        )
+    return loaded
+
+
+def _place(name: str) -> Path:
+    return Path(name).expanduser().resolve()
 
 
 def _binarization(name: str | None) -> Any:

@@ -19,8 +19,8 @@ from ppgen import data as datasets
 from ppgen import plots
 from ppgen.catalogue import MODELS, Recipe, settings_of
 from ppgen.cli.log import LOG, logging_to
-from ppgen.cli.options import Allow, Binarize, DataDir, DataName, chosen, option
-from ppgen.cli.source import build, data_of, error_rate, load, num_classes, visible
+from ppgen.cli.options import Allow, Binarize, DataDir, DataName, MovedData, chosen, option
+from ppgen.cli.source import build, data_of, described, error_rate, load, num_classes, visible
 from ppgen.files import write_json
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
 from ppgen.inference.execution.distributed import current, processes
@@ -43,8 +43,9 @@ def resume_or_train(
     ctx: typer.Context,
     resume: Resume = None,
     epochs: MoreEpochs = None,
+    data: MovedData = None,
     data_dir: DataDir = None,
-    allow: Allow = "",
+    allow: Allow = None,
 ) -> None:
     """Train a model on a data set, into a run's folder; or go on with a run that was stopped.
 
@@ -57,7 +58,7 @@ def resume_or_train(
             print(ctx.get_help())
             return
         with processes():
-            go_on(resume, epochs, data_dir, allow.split(","))
+            go_on(resume, epochs, data_dir, allow or (), data)
     elif resume is not None:
         raise ValueError(
             f"--resume {resume} takes the model and its settings from the folder: leave out {ctx.invoked_subcommand}."
@@ -118,7 +119,7 @@ def run(
         )
     loaded = load(data, data_dir, binarize, name, settings.get("decoder"))
     recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
-    source = {"name": data, "binarization": loaded.binarization, "split": loaded.split}
+    source = described(data, loaded)
     before = _begun(out)
     try:
         if current().leads:
@@ -130,7 +131,9 @@ def run(
         raise
 
 
-def go_on(folder: Path, epochs: int | None, data_dir: Path | None, allow: Sequence[str]) -> None:
+def go_on(
+    folder: Path, epochs: int | None, data_dir: Path | None, allow: Sequence[str], data: str | None = None
+) -> None:
     """Continues the run in a folder, maybe for more epochs than it began with."""
     recipe, config = read_config(folder, allow)
     training = _checked(config["training"], recipe.model, folder)
@@ -145,8 +148,8 @@ def go_on(folder: Path, epochs: int | None, data_dir: Path | None, allow: Sequen
             )
     more = "" if epochs is None else f" --epochs {epochs}"
     training["epochs"] = training["epochs"] if epochs is None else epochs
-    loaded = data_of(folder, recipe, config, data_dir, allow)
-    _train(folder, recipe, loaded, config["data"], training, more)
+    loaded = data_of(folder, recipe, config, data_dir, allow, data)
+    _train(folder, recipe, loaded, described(data or config["data"]["name"], loaded), training, more)
 
 
 def _checked(training: dict[str, Any], model: str, folder: Path) -> dict[str, Any]:
