@@ -36,6 +36,8 @@ COMMANDS = {
         "train vae --prior vamp --num-components 5000 --out {tmp}/r", ["num_components=5000", "1297"],
     ),
     "an unknown device": ("train vae --device gpu --out {tmp}/r", ["device", "gpu"]),
+    "a device that is not here": ("train vae --device xpu:7 --out {tmp}/r", ["device", "xpu:7"]),
+    "a device that is not here, for a GAN": ("train gan --device xpu:7 --out {tmp}/r", ["device", "xpu:7"]),
     "an output that is a file": ("train vae --epochs 1 --out {tmp}/notes.txt", ["notes.txt"]),
     "a part that cannot be imported": ("train vae --prior nowhere:Prior --out {tmp}/r", ["nowhere:Prior", "import"]),
     "a run that is none": ("evaluate {tmp}/empty", ["empty", "config.json"]),

@@ -14,6 +14,7 @@ from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
 from ppgen.inference.programs.modes import seeded
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
+from ppgen.inference.training.fit import usable_device
 from ppgen.models import ExplicitDensity
 from ppgen.priors import CategoricalGrid
 
@@ -231,6 +232,6 @@ def adversarial(
     progress: bool = True,
 ) -> History:
     """Two networks in turns, with the learning rates that belong to their loss."""
-    pair.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    pair.to(usable_device(device))
     step = Adversarial(pair, loss or nonsaturating())
     return train(step, data, epochs=epochs, batch_size=batch_size, seed=seed, checkpoint=checkpoint, progress=progress)

@@ -97,7 +97,7 @@ def fit(
         if validation is not None:
             _, validation = _incomplete(whole, validation, validation_mask)
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
-    target = _device(device)
+    target = usable_device(device)
     if compile is None:
         compile = epochs * _num_batches(data, batch_size) >= WORTH_COMPILING
     step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile, precision=precision)
@@ -120,14 +120,23 @@ def fit(
     return history
 
 
-def _device(device: Any) -> torch.device:
+def usable_device(device: Any) -> torch.device:
+    """A device by its name, once something could be put there.
+
+    Raises:
+        ValueError: there is none of this name, here or at all.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, got {device!r} ({first}).") from error
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # each backend that is not here has its own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, and one that is here, got {device!r} ({first})."
+        ) from error
+    return target
 
 
 def _num_batches(data: Any, batch_size: int) -> int:
