@@ -91,7 +91,7 @@ def test_what_was_measured_outlasts_whatever_fails_after_it(module, tmp_path, ca
     assert status == 130, err
     rows = {row["prior"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
     assert rows["mine:Peaked"]["log_likelihood"] < 0
-    assert "site z" in rows["mine:Flat"]["refused"]
+    assert "plate('data')" in rows["mine:Flat"]["refused"]
     assert rows["mine:Wild"]["refused"] == "FloatingPointError: it diverged"
     assert rows["mine:Stopped"]["refused"] == rows["standard"]["refused"] == "not trained yet"
     with (tmp_path / "out" / "comparison.csv").open() as file:

@@ -177,7 +177,8 @@ def _print_table(result: Comparison, title: str) -> None:
 def _names(option: str, text: str, known: Any) -> list[str]:
     if text.strip() == "all":
         return list(known)
-    names = [lookup(option, name.strip(), known, importable=True) for name in text.split(",") if name.strip()]
+    own = option != "models"  # a part may be one's own
+    names = [lookup(option, name.strip(), known, importable=own) for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError(f"--{option} names nothing: give some of {', '.join(known)}, separated by commas.")
     return list(dict.fromkeys(names))

@@ -19,11 +19,15 @@ from ppgen.inference import sample
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
 from ppgen.runs import load_run
 
+FEWEST = 6  # density and coverage look at the 5 nearest neighbours of each
+
 
 def judge(
     run: Run,
     num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
-    epochs: Annotated[int, typer.Option(help="Of the classifier that the samples are shown to.")] = 5,
+    epochs: Annotated[
+        int, typer.Option(help="Of the classifier that the samples are shown to, at least; small data take more.")
+    ] = 5,
     seed: NoiseSeed = 0,
     allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
@@ -36,8 +40,16 @@ def judge(
 
     Example: ppgen judge runs/gan --num 1000
     """
+    if num < FEWEST:
+        raise ValueError(
+            f"--num must be at least {FEWEST}, since samples are compared with their neighbours, got {num}."
+        )
     pair, recipe, config = load_run(run, allow or ())
     loaded = data_of(run, recipe, config, data_dir, allow or (), data)
+    if len(loaded.test) < FEWEST:
+        raise ValueError(
+            f"{loaded.name} has {len(loaded.test)} test data, and at least {FEWEST} are needed: take more."
+        )
     classifier = trained_classifier(loaded, epochs, seed)
     report, seconds = judged(pair, recipe, loaded, classifier, num, seed)
     figures = {**report.summary(), "seconds_of_sampling": seconds, "seed": seed}
@@ -56,7 +68,7 @@ def trained_classifier(loaded: datasets.Dataset, epochs: int, seed: int) -> Clas
     """A classifier of the data set, where it has classes."""
     if loaded.train_labels is None or loaded.train_labels.dim() != 1:
         return None
-    steps = len(loaded.train) // 100
+    steps = max(1, len(loaded.train) // 100)
     enough = max(epochs, -(-500 // steps))  # small data sets need more passes
     print(f"training a classifier of {loaded.name} ({enough} epochs)", file=sys.stderr, flush=True)
     return train_classifier(loaded.train, loaded.train_labels, levels=loaded.num_levels, epochs=enough, seed=seed)
