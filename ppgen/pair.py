@@ -135,19 +135,13 @@ def sample(name: str, distribution: Any, obs: Tensor | None = None, **options: A
 
 
 def _explain(error: ValueError) -> None:
-    """Raises what to do about a batch axis that is no plate's, where Pyro says that there is one."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    site = None if frame is None else frame.tb_frame.f_locals.get("msg")
-    if site is None or not str(error).startswith("Shape mismatch inside plate"):
-        return
-    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    raise ValueError(
-        f"{error}: its distribution has the batch shape {batch} and the event shape {event}. Axes of one datum belong "
-        "to the event: torch's Independent(d, n) or Pyro's d.to_event(n), or under a decoder a network that states "
-        "what it gives, net.out_shape = (1, 8, 8). Rows are the rest, as many in each member of the batch."
-    ) from error
+    """Raises what to do about a batch axis that is no plate's, once, where Pyro says that there is one."""
+    if error.__cause__ is None and str(error).startswith("Shape mismatch inside plate"):
+        raise ValueError(
+            f"{error}: the batch axes of a site are those of its plates. Axes of one datum belong to the event: "
+            "torch's Independent(d, n) or Pyro's d.to_event(n), or under a decoder a network that states what it "
+            "gives, net.out_shape = (1, 8, 8). Rows are the rest, as many in each member of the batch."
+        ) from error
 
 
 def data_plate(*batch: Any) -> AbstractContextManager[Any]:
