@@ -230,6 +230,25 @@ def test_schedules_count_steps_and_epochs():
         warmup(1, steps=2)
 
 
+def test_a_warm_up_that_would_stand_still_is_refused_and_one_in_use_goes_on_aloud(caplog):
+    objective, beta = elbo(beta=warmup(steps=4)), warmup(steps=4)
+
+    def by_a_loss(model, guide, *batch):
+        return objective(model, guide, *batch)
+
+    def by_itself(model, guide, *batch):
+        return beta() * elbo()(model, guide, *batch)
+
+    for loss, name in ((by_a_loss, "objective"), (by_itself, "beta")):
+        with pytest.raises(ValueError, match=rf"{loss.__name__} uses the warm-up in '{name}'.*nn\.Module"):
+            fit(vae(), X, loss=loss, epochs=1, progress=False)
+    fit(vae(), X, loss=objective, epochs=1, batch_size=20, progress=False)
+    assert not caplog.records
+    fit(vae(), X, loss=objective, epochs=1, batch_size=20, progress=False)
+    assert "0.0 to 1.0 in 4 steps has been through 3 steps, and goes on there" in caplog.text
+    assert objective.beta().item() == 1.0
+
+
 def test_validation_looks_at_the_unannealed_objective_with_fixed_noise():
     pair = vae()
     step = SVI(pair, elbo(beta=warmup(steps=100)))

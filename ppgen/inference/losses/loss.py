@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.inference.losses.schedules import check_schedules
 from ppgen.inference.programs.structure import Structure, measure
 from ppgen.inference.programs.traces import Program, length_of_batch
 from ppgen.inference.programs.turns import in_turn
@@ -51,6 +52,7 @@ def as_loss(loss: Any) -> Loss:
 
     Raises:
         TypeError: the loss is neither, the class of one, or a Pyro ELBO without ``differentiable_loss``.
+        ValueError: a function with a schedule that training would not advance.
     """
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: call it, as in elbo(), iwae(50) or Trace_ELBO().")
@@ -63,6 +65,7 @@ def as_loss(loss: Any) -> Loss:
         return _PyroLoss(loss)
     if not callable(loss):
         raise TypeError(f"loss must be a function (model, guide, *batch) -> scalar or a Pyro ELBO, got {loss!r}.")
+    check_schedules(loss)
     return loss
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["Schedule", "unannealed", "warmup"]
+
+log = logging.getLogger(__name__)
 
 
 class Schedule(nn.Module):
@@ -68,6 +72,9 @@ class Schedule(nn.Module):
 def warmup(epochs: float | None = None, *, steps: int | None = None, start: float = 0.0, end: float = 1.0) -> Schedule:
     """A linear warm-up of a coefficient, for example of the KL term: ``elbo(beta=warmup(100))``.
 
+    Training advances the schedules of a loss that is a module, as the library's are; your own loss holds one as an
+    attribute of an ``nn.Module``. A schedule counts on from one training to the next: a new loss begins anew.
+
     References:
         Ladder Variational Autoencoders (Sønderby et al., 2016), https://arxiv.org/abs/1602.02282
 
@@ -99,6 +106,30 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
 def schedules(loss: Any) -> list[Schedule]:
     """The schedules that a loss holds: those of any loss that is a module."""
     return [m for m in loss.modules() if isinstance(m, Schedule)] if isinstance(loss, nn.Module) else []
+
+
+def check_schedules(loss: Any) -> None:
+    """Makes sure that training finds the schedules that a loss uses, and says which are not at their start.
+
+    Raises:
+        ValueError: a function uses one by name: it would stay at its start.
+    """
+    if inspect.isfunction(loss):
+        used = inspect.getclosurevars(loss)
+        for name, value in (*used.nonlocals.items(), *used.globals.items()):
+            if schedules(value):
+                raise ValueError(
+                    f"The loss {loss.__qualname__} uses the warm-up in {name!r}, which training would not advance: it "
+                    "advances those of a loss that is an nn.Module. Make the loss one, with this as an attribute and "
+                    "forward(model, guide, *batch)."
+                )
+    for schedule in schedules(loss):
+        if schedule._advanced:
+            log.warning(
+                "The warm-up from %s has been through %d steps, and goes on there: a new loss begins anew.",
+                schedule.extra_repr(),
+                schedule._advanced,
+            )
 
 
 @contextmanager
