@@ -231,6 +231,30 @@ def test_plates_inside_the_data_plate_and_a_simplex():
     assert (estimate.values - exact).mean().abs() < 0.1
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_data_drawn_in_a_plate_inside_the_data_plate_are_rows(n):
+    """Also where there are as many data as the plate has places, and nothing but the numbers tells the two apart."""
+
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("groups", 3, dim=-2):
+                pyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x.T)
+
+    bounds = bdmc(Custom(model, lambda x: None), n, start="prior", num_temperatures=50, num_leapfrog=5)
+    covariance = torch.ones(3, 3) + 0.25 * torch.eye(3)
+    exact = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(bounds.data[0])
+    assert (bounds.lower - exact).abs().max() < 0.4 and (bounds.upper - exact).abs().max() < 0.4
+
+    def untransposed(x=None):
+        with data_plate(x), pyro.plate("groups", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    with pytest.raises(ValueError, match=r"draws 'x' of shape \(3, \d\).*in rows, \(\d, 3\).*x\.movedim\(0, -1\)"):
+        bdmc(Custom(untransposed, lambda x: None), n, start="prior")
+
+
 def test_a_mask_and_a_context():
     pair = Loose(10, 2)
     x = pair.exact.marginal().sample((20,)).detach()

@@ -76,3 +76,24 @@ def test_no_average_is_made_of_what_has_no_mean():
     with pytest.raises(ValueError, match="no mean in closed form"):
         denoise(pair, x, num_samples=5)
     assert torch.equal(impute(pair, x, mask=mask, mean=False, num_samples=5), torch.tensor([0, 2, 1]))
+
+
+def in_plates(x=None):
+    """A latent a datum, seen in two plates inside the data's, each time as a pair of numbers."""
+    with data_plate(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("few", 3, dim=-2), pyro.plate("more", 4, dim=-3):
+            place = torch.arange(24.0).reshape(4, 3, 1, 2)
+            loc = z[..., None, None, :, None] + place
+            return pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=None if x is None else x.movedim(0, 2))
+
+
+def test_rows_come_first_whatever_plates_stand_inside_the_datas():
+    pair = Custom(in_plates, lambda x: None)
+    z = torch.tensor([0.0, 100.0, 200.0, 300.0, 400.0])
+    expected = z[:, None, None, None] + torch.arange(24.0).reshape(4, 3, 2)
+    assert torch.allclose(decode(pair, z), expected)
+    assert torch.allclose(decode(pair, z, mean=False), expected, atol=1)
+    for found in (sample(pair, 5), sample(pair, 5, mean=True)):
+        assert found.shape == (5, 4, 3, 2)
+        assert ((found - expected[0]).flatten(1).std(1) < 0.5).all()  # each row has one latent

@@ -29,7 +29,7 @@ from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
-from ppgen.inference.programs.traces import device_batch, sites
+from ppgen.inference.programs.traces import as_data, device_batch, sites
 from ppgen.pair import Pair
 
 __all__ = ["Bounds", "bdmc"]
@@ -99,8 +99,26 @@ def simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any
         ) from error
     found = sites(trace)
     name = "x" if "x" in found else list(found)[-1]
-    observation = found.pop(name)["value"]
-    return {name: site for name, site in found.items() if not site["is_observed"]}, observation
+    drawn = found.pop(name)
+    x = as_data(drawn, drawn["value"])
+    if x is not drawn["value"]:
+        _check_observed(pair, name, drawn, (x, *context))
+    return {name: site for name, site in found.items() if not site["is_observed"]}, x
+
+
+def _check_observed(pair: Pair, name: str, site: Any, batch: Sequence[Any]) -> None:
+    """Makes sure that the model observes what it has drawn in plates inside the data's, given as rows."""
+    drawn, axis = site["value"], -1 - len(site["fn"].event_shape)
+    try:
+        observed = sites(poutine.trace(pair.model).get_trace(*batch))[name]["value"]
+    except (RuntimeError, ValueError, IndexError):
+        observed = None
+    if observed is None or not torch.equal(observed, drawn):
+        raise ValueError(
+            f"The model draws {name!r} of shape {tuple(drawn.shape)}, the data's axis behind those of other plates, "
+            f"and does not observe the same in rows, {tuple(batch[0].shape)}: have it observe x.movedim(0, {axis}), or "
+            "declare the inner plates an event (.to_event)."
+        )
 
 
 def bdmc(
@@ -136,7 +154,8 @@ def bdmc(
 
     Raises:
         TypeError: a model that cannot be run without data.
-        ValueError: what :func:`ais` refuses, or a context with another number of rows.
+        ValueError: what :func:`ais` refuses, a context with another number of rows, or a model with plates inside the
+            data's that does not observe in rows what it draws there.
 
     Example:
         >>> from ppgen.models import FactorAnalysis

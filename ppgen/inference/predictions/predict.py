@@ -15,7 +15,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_axes
-from ppgen.inference.programs.traces import device_batch, sites
+from ppgen.inference.programs.traces import as_data, device_batch, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -33,7 +33,7 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
         seed: of the noise; torch's generator as it stands if not given.
 
     Shape:
-        (n, *event), on the CPU.
+        (n, *event), on the CPU; plates inside the data's stand between the two, as in data that the model transposes.
 
     Raises:
         ValueError: n is not a positive whole number, or the context has another number of rows.
@@ -183,8 +183,10 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
             raise ValueError("The model draws nothing: it has no sample sites.")
         site = found.get("x") or list(found.values())[-1]
         if mean and (value := mean_of(site["fn"])) is not None:
-            return value.expand(site["fn"].shape()).cpu()
-        return torch.as_tensor(site["value"]).cpu()
+            value = value.expand(site["fn"].shape())
+        else:
+            value = torch.as_tensor(site["value"])
+        return as_data(site, value).cpu()
 
 
 def _run(pair: Any, context: Any, given: dict[str, Tensor] | None = None) -> dict[str, Any]:

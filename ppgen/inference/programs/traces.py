@@ -75,6 +75,12 @@ def coordinates(site: Any, nesting: int, num_particles: int, num_data: int) -> T
     return value.expand(num_particles, num_data, *inner).reshape(num_particles, num_data, inner.numel())
 
 
+def as_data(site: Any, value: Tensor) -> Tensor:
+    """A value of a site's shape as data come, rows first: (N, *other plates, *event)."""
+    batch = value.dim() - len(site["fn"].event_shape)
+    return value.movedim(batch - 1, 0) if batch > 1 else value
+
+
 @in_turn
 def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
     """A trace of the guide. Particles sit on axis −1 − nesting."""
