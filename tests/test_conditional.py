@@ -238,5 +238,9 @@ def test_bad_contexts_are_named(linear):
         net = nn.MLP(X + Y, 2 * D)
         other = models.VAE(linear.prior, linear.decoder, posteriors.DiagNormal(net)).double()
         log_likelihood(other, x, torch.cat([y, y], 1))
+    for take in (nn.MLP(X + Y, 2 * D), nn.MLP(X, 2 * D, context_dim=Y), nn.GatedBranches([X, Y], 3, 2 * D)):
+        other = models.VAE(linear.prior, linear.decoder, posteriors.DiagNormal(take)).double()
+        with pytest.raises(ValueError, match=r"hand over .*missing .*the y of a batch \(x, y\)"):
+            log_likelihood(other, x)
     with pytest.raises(TypeError, match="posterior must be a module"):
         models.VAE(linear.prior, linear.decoder, lambda x, y: None)

@@ -62,7 +62,8 @@ class GatedBranches(nn.Module):
         if len(inputs) != len(self.in_shapes):
             raise ValueError(
                 f"GatedBranches takes {len(self.in_shapes)} inputs, of shapes {self.in_shapes}, but was given "
-                f"{len(inputs)}, of shapes {[tuple(x.shape) for x in inputs]}: build it with a shape for each."
+                f"{len(inputs)}, of shapes {[tuple(x.shape) for x in inputs]}: hand over what is missing (the y of a "
+                "batch (x, y), say), or build it with a shape for each."
             )
         read = []
         for i, (x, shape, layer) in enumerate(zip(inputs, self.in_shapes, self.first, strict=True)):

@@ -162,10 +162,12 @@ def flatten_event(x: Tensor, context: Sequence[Tensor], in_shape: tuple[int, ...
     vector = concat(x, *context)
     if vector.dim() == 0 or vector.shape[-1] != width:
         widths = [tuple(c.shape) for c in (x, *context)]
+        missing = vector.dim() > 0 and vector.shape[-1] < width
         raise ValueError(
             f"{owner} takes {width} numbers, but was given tensors of shapes {widths}. The last axes of the event "
-            f"(flattened) and of its contexts must add up to {width}: give the network another in_shape or "
-            "context_dim, or reshape the data."
+            f"(flattened) and of its contexts must add up to {width}: "
+            f"{'hand over a context that is missing (the y of a batch (x, y), say), ' if missing else ''}"
+            "give the network another in_shape or context_dim, or reshape the data."
         )
     return vector
 
