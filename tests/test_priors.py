@@ -1,10 +1,12 @@
 """What is particular to the VampPrior, flow priors and categorical latents."""
 
+import numpy as np
 import pytest
 import torch
 from parts import PRIORS, WIDTH, amortised, behind, vamp_given_y
 
 from ppgen import posteriors, priors
+from ppgen.data import DynamicBinarization
 from ppgen.pair import adapt
 
 
@@ -43,6 +45,14 @@ def test_free_pseudo_inputs_start_as_published_and_stay_in_the_range():
 def test_vamp_prior_refuses_bad_pseudo_inputs(arguments, message):
     with pytest.raises(ValueError, match=message):
         priors.VampPrior(amortised(posteriors.DiagNormal)(2), **arguments)
+
+
+@pytest.mark.parametrize("given", [DynamicBinarization(torch.rand(5, WIDTH)), np.zeros((5, WIDTH))])
+def test_pseudo_inputs_that_are_no_tensor_are_named_with_what_makes_them_one(given):
+    with pytest.raises(
+        TypeError, match=rf"pseudo_inputs must be a tensor.*got {type(given).__name__}.*x_train\[:500\]"
+    ):
+        priors.VampPrior(amortised(posteriors.DiagNormal)(2), given)
 
 
 def test_vamp_prior_asks_for_a_shape_where_the_network_states_none():

@@ -41,6 +41,7 @@ class VampPrior(nn.Module):
         batch: (), or the leading axes of y; event: (latent_dim,).
 
     Raises:
+        TypeError: pseudo-inputs that are no tensor.
         ValueError: a posterior that does not score foreign values cheaply; neither or both ways of starting; values
             that are not finite or outside [low, high]; a posterior that takes inputs of another shape.
 
@@ -121,6 +122,11 @@ class VampPrior(nn.Module):
 
 def _checked(pseudo_inputs: Tensor, low: float, high: float) -> Tensor:
     """A floating-point copy of the pseudo-inputs to start from, if they are fit for that."""
+    if not isinstance(pseudo_inputs, Tensor):
+        raise TypeError(
+            f"pseudo_inputs must be a tensor of shape (K, *event), got {type(pseudo_inputs).__name__}: give "
+            "torch.tensor() of an array, or K rows of a data set, x_train[:500]."
+        )
     start = pseudo_inputs.detach().clone()
     if not start.is_floating_point():
         start = start.to(torch.get_default_dtype())
