@@ -76,6 +76,28 @@ def test_levels_and_images_are_taken_as_they_are(name):
 
 
 @every_measure
+def test_arrays_and_data_that_are_drawn_at_every_read_are_taken_as_tensors_are(name):
+    real, fake = draws(40, 3, 1), draws(30, 3, 2, loc=0.5)
+    assert MEASURES[name](real.numpy(), fake.numpy()).value == MEASURES[name](real, fake).value
+    binary = (real > 0).float(), (fake > 0).float()  # as probabilities certain
+    drawn = [data.DynamicBinarization(x) for x in binary]
+    assert MEASURES[name](*drawn).value == MEASURES[name](*binary).value
+    with pytest.raises(TypeError, match="generated is list: a torch tensor or a numpy array is expected"):
+        MEASURES[name](real, fake.tolist())
+
+
+def test_classes_modes_and_reports_take_arrays():
+    x = draws(200, 2, 1)
+    labels = (x[:, 0] > 0).long()
+    classifier = judge.train_classifier(x.numpy(), labels.numpy(), epochs=2, progress=False)
+    assert classifier.accuracy(x.numpy(), labels.numpy()) == classifier.accuracy(x, labels)
+    assert judge.class_shares(classifier, x.numpy()).confident == judge.class_shares(classifier, x).confident
+    assert judge.mode_coverage(x.numpy(), x[:3], 0.1).found == judge.mode_coverage(x, x[:3], 0.1).found
+    found, expected = (judge.sample_report(given[:50], given[50:]).summary() for given in (x.numpy(), x))
+    assert found == expected
+
+
+@every_measure
 def test_bad_input_is_refused(name):
     measure = MEASURES[name]
     with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(2,\)"):

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from ppgen.inference import train
 from ppgen.inference.programs.modes import seeded
 from ppgen.inference.programs.traces import device_batch
-from ppgen.judge.measures import in_parts
+from ppgen.judge.measures import as_rows, in_parts
 from ppgen.nn import MLP, ConvNet
 from ppgen.nn.shapes import positive_integer
 
@@ -63,9 +63,9 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.dropout(self.features(x)))
 
-    def accuracy(self, x: Tensor, labels: Tensor) -> float:
+    def accuracy(self, x: Any, labels: Any) -> float:
         """The share of data whose class is told right, in eval mode."""
-        return float((in_parts(self, x).argmax(-1) == labels.cpu()).double().mean())
+        return float((in_parts(self, as_rows("x", x)).argmax(-1) == as_rows("labels", labels).cpu()).double().mean())
 
 
 class _CrossEntropy:
@@ -86,7 +86,7 @@ class _CrossEntropy:
 
 def train_classifier(
     x: Any,
-    labels: Tensor,
+    labels: Any,
     *,
     levels: int | None = None,
     epochs: int = 5,
@@ -120,6 +120,7 @@ def train_classifier(
         >>> train_classifier(x, labels, epochs=30).accuracy(x, labels) > 0.9
         True
     """
+    labels = as_rows("labels", labels)
     if labels.shape != tuple(x.shape[:1]) or labels.is_floating_point() or int(labels.min()) < 0:
         raise ValueError(
             f"labels must be a class 0, 1, ... for each of the {len(x):,} data, got {labels.dtype} of shape "
@@ -161,7 +162,7 @@ class ClassShares:
         )
 
 
-def class_shares(classifier: nn.Module, generated: Tensor) -> ClassShares:
+def class_shares(classifier: nn.Module, generated: Any) -> ClassShares:
     """How sure a classifier is of samples, and which classes it sees in them.
 
     Args:
@@ -172,7 +173,7 @@ def class_shares(classifier: nn.Module, generated: Tensor) -> ClassShares:
         >>> class_shares(torch.nn.Identity(), torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 9.0], [0.0, 9.0]]))
         ClassShares(confident=0.75, shares=tensor([0.5000, 0.5000]), num_samples=4)
     """
-    logits = in_parts(classifier, generated)
+    logits = in_parts(classifier, as_rows("generated", generated))
     if logits.dim() != 2 or not logits.numel():
         raise ValueError(
             f"classifier must give logits (N, K) of samples (N, ...), at least one; it gave {tuple(logits.shape)} of "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.modes import device_of, evaluating
 from ppgen.nn.shapes import positive_integer
 
@@ -44,9 +46,7 @@ class Score:
         return f"{self.name} {self.value:.4f}{error} ({self.num_real:,} data, {self.num_generated:,} samples)"
 
 
-def precision_recall(
-    real: Tensor, generated: Tensor, *, features: Features | None = None, k: int = 3
-) -> tuple[Score, Score]:
+def precision_recall(real: Any, generated: Any, *, features: Features | None = None, k: int = 3) -> tuple[Score, Score]:
     r"""Precision and recall: the share of samples on the data's manifold, and of data on the samples'.
 
     A manifold is the union of balls around its points, each as large as the distance to its k-th neighbour:
@@ -62,8 +62,8 @@ def precision_recall(
         https://arxiv.org/abs/1904.06991
 
     Args:
-        real: data.
-        generated: samples.
+        real: data, a tensor or an array.
+        generated: samples, too.
         features: from rows to vectors; the rows themselves, flattened, if not given.
         k: which neighbour.
 
@@ -79,9 +79,7 @@ def precision_recall(
     return _score("precision", samples_inside > 0, real, generated), _score("recall", data_inside > 0, real, generated)
 
 
-def density_coverage(
-    real: Tensor, generated: Tensor, *, features: Features | None = None, k: int = 5
-) -> tuple[Score, Score]:
+def density_coverage(real: Any, generated: Any, *, features: Features | None = None, k: int = 5) -> tuple[Score, Score]:
     r"""Density and coverage: how many of the data's balls hold a sample, and the share of those that hold one.
 
     .. math:: \text{density} = \frac{1}{k M} \sum_j \sum_i \mathbf{1}\bigl[\|g_j - r_i\| \le \rho_k(r_i)\bigr],
@@ -96,8 +94,8 @@ def density_coverage(
         https://arxiv.org/abs/2002.09797
 
     Args:
-        real: data.
-        generated: samples.
+        real: data, a tensor or an array.
+        generated: samples, too.
         features: from rows to vectors; the rows themselves, flattened, if not given.
         k: which neighbour.
 
@@ -112,7 +110,7 @@ def density_coverage(
     return _score("density", samples_inside / k, real, generated), _score("coverage", covered, real, generated)
 
 
-def frechet_distance(real: Tensor, generated: Tensor, *, features: Features | None = None) -> Score:
+def frechet_distance(real: Any, generated: Any, *, features: Features | None = None) -> Score:
     r"""The squared Fréchet distance of two Gaussians that are fitted to data and to samples.
 
     .. math:: d^2 = \|\mu_r - \mu_g\|^2 + \mathrm{tr}\bigl(\Sigma_r + \Sigma_g
@@ -127,8 +125,8 @@ def frechet_distance(real: Tensor, generated: Tensor, *, features: Features | No
         https://arxiv.org/abs/1706.08500
 
     Args:
-        real: data.
-        generated: samples.
+        real: data, a tensor or an array.
+        generated: samples, too.
         features: from rows to vectors; the rows themselves, flattened, if not given.
 
     Shape:
@@ -146,7 +144,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, features: Features | No
     return _score("Fréchet distance", squared, real, generated)
 
 
-def kernel_distance(real: Tensor, generated: Tensor, *, features: Features | None = None) -> Score:
+def kernel_distance(real: Any, generated: Any, *, features: Features | None = None) -> Score:
     r"""The kernel distance: the squared maximum mean discrepancy under a cubic kernel, without bias.
 
     .. math:: \mathrm{MMD}^2 = \frac{\sum_{i \ne j} k(r_i, r_j)}{N (N-1)} + \frac{\sum_{i \ne j} k(g_i, g_j)}{M (M-1)}
@@ -160,8 +158,8 @@ def kernel_distance(real: Tensor, generated: Tensor, *, features: Features | Non
         Demystifying MMD GANs (Bińkowski et al., 2018), https://arxiv.org/abs/1801.01401
 
     Args:
-        real: data.
-        generated: samples.
+        real: data, a tensor or an array.
+        generated: samples, too.
         features: from rows to vectors; the rows themselves, flattened, if not given.
 
     Shape:
@@ -209,7 +207,13 @@ def _score(name: str, values: Tensor, real: Tensor, generated: Tensor, error: fl
     return Score(name, float(values.double().mean()), len(real), len(generated), error)
 
 
-def _features(real: Tensor, generated: Tensor, features: Features | None, at_least: int) -> tuple[Tensor, Tensor]:
+def as_rows(name: str, rows: Any) -> Tensor:
+    """Data or samples as a tensor, from a tensor, an array, or what gives tensors when it is indexed."""
+    return as_member(rows, name)[:]
+
+
+def _features(real: Any, generated: Any, features: Features | None, at_least: int) -> tuple[Tensor, Tensor]:
+    real, generated = as_rows("real", real), as_rows("generated", generated)
     if real.shape[1:] != generated.shape[1:]:
         raise ValueError(
             f"data and samples must be events of one shape, got {tuple(real.shape[1:])} and "

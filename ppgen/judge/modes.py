@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppgen.judge.classifier import CONFIDENT
-from ppgen.judge.measures import in_parts
+from ppgen.judge.measures import as_rows, in_parts
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["ModeCoverage", "mode_coverage", "stacked_coverage"]
@@ -52,7 +53,7 @@ def _coverage(modes: Tensor, num_modes: int, high_quality: Tensor, at_least: int
 
 
 def mode_coverage(
-    generated: Tensor, centres: Tensor, scale: float, *, radius: float = 3.0, at_least: int = 1
+    generated: Any, centres: Tensor, scale: float, *, radius: float = 3.0, at_least: int = 1
 ) -> ModeCoverage:
     """The modes of a mixture of Gaussians that samples have found, as on the ring of 8 and the grid of 25.
 
@@ -83,6 +84,7 @@ def mode_coverage(
         >>> print(mode_coverage(ring_modes().centres[:6], *ring_modes()))
         6 of 8 modes found, 100.0% of the samples of high quality, KL of the modes from uniform 0.288 nats (6 samples)
     """
+    generated = as_rows("generated", generated)
     if generated.dim() != 2 or generated.shape[1] != centres.shape[1] or not len(generated):
         raise ValueError(
             f"samples must have shape (N, {centres.shape[1]}), as the modes, got {tuple(generated.shape)}."
@@ -94,7 +96,7 @@ def mode_coverage(
     return _coverage(nearest[good], len(centres), good, at_least)
 
 
-def stacked_coverage(classifier: nn.Module, generated: Tensor, *, at_least: int = 1) -> ModeCoverage:
+def stacked_coverage(classifier: nn.Module, generated: Any, *, at_least: int = 1) -> ModeCoverage:
     """The modes of stacked digits that samples have found: a class for each of the three channels, 1,000 in all.
 
     All samples count for the mode that the classifier sees in them; of high quality are those in which it is confident
@@ -117,6 +119,7 @@ def stacked_coverage(classifier: nn.Module, generated: Tensor, *, at_least: int 
     Raises:
         ValueError: samples that are no images.
     """
+    generated = as_rows("generated", generated)
     if generated.dim() != 4 or not len(generated):
         raise ValueError(f"samples must be images (N, C, H, W), a digit a channel, got {tuple(generated.shape)}.")
     num, channels = generated.shape[:2]

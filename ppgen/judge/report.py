@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ppgen.judge.classifier import Classifier, ClassShares, class_shares
 from ppgen.judge.measures import (
     Features,
     Score,
+    as_rows,
     density_coverage,
     frechet_distance,
     kernel_distance,
@@ -46,7 +45,7 @@ class SampleReport:
 
 
 def sample_report(
-    real: Tensor, generated: Tensor, *, classifier: Classifier | None = None, features: Features | None = None
+    real: Any, generated: Any, *, classifier: Classifier | None = None, features: Features | None = None
 ) -> SampleReport:
     """All measures of samples against data.
 
@@ -68,6 +67,7 @@ def sample_report(
         >>> report.scores["coverage"].num_generated
         50
     """
+    real, generated = as_rows("real", real), as_rows("generated", generated)
     if features is None and classifier is not None:
         features = classifier.features
     scores = [
