@@ -291,6 +291,14 @@ def test_compare_writes_the_table_and_the_pictures(capsys, tmp_path):
     assert "Best: " in out and "diagonal encoder of its own" in err
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.0), (3, 1.0)])
+def test_a_short_comparison_has_a_short_warm_up(epochs, warmup, capsys, tmp_path):
+    options = ["--prior", "standard", "--posterior", "diagonal", "--epochs", epochs, "--num-samples", 5]
+    status, _, err = call(capsys, "compare", *SMALL, *options, "--out", tmp_path / "c")
+    assert status == 0, err
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["warmup"] == warmup
+
+
 @pytest.mark.parametrize(("table", "models"), [("comparison.json", []), ("models.json", ["--models", "vae,gan"])])
 def test_a_comparison_is_not_overwritten(table, models, capsys, tmp_path):
     (tmp_path / table).write_text("of yesterday")

@@ -18,6 +18,9 @@ COMMANDS = {
     "an empty folder": ("train vae --data {tmp}/empty --out {tmp}/r", ["empty", "no images"]),
     "real data for a Bernoulli": ("train vae --data {tmp}/real.npy --out {tmp}/r", ["real.npy", "bernoulli"]),
     "NaN in a file": ("train vae --data {tmp}/nan.npy --out {tmp}/r", ["nan.npy", "NaN", "(3, 1)"]),
+    "epochs of nothing": ("train --epochs 3", ["--epochs", "--resume"]),
+    "data in front of the model": ("train --data {tmp}/real.npy fa --out {tmp}/r", ["--data", "behind", "train fa"]),
+    "a comparison of no epochs": ("compare --epochs 0 --out {tmp}/r", ["--epochs", "0"]),
     "an unknown option": ("train vae --latent 3 --out {tmp}/r", ["--latent"]),
     "an unknown prior": ("train vae --prior gauss --out {tmp}/r", ["gauss", "standard"]),
     "an unknown decoder": ("train vae --decoder bernouli --out {tmp}/r", ["bernouli", "'bernoulli'"]),
@@ -30,7 +33,7 @@ COMMANDS = {
     "a learning rate of NaN": ("train vae --lr nan --out {tmp}/r", ["--lr", "nan"]),
     "a negative learning rate": ("train vae --lr -1 --out {tmp}/r", ["--lr", "-1"]),
     "a warm-up that outlasts training": (
-        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["--warmup", "5", "3"],
+        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["--warmup 5", "--epochs 3", "or --patience 0"],
     ),
     "more pseudo-inputs than data": (
         "train vae --prior vamp --num-components 5000 --out {tmp}/r", ["num_components=5000", "1297"],

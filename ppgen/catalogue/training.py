@@ -25,8 +25,10 @@ def check_schedule(lr: float, warm: float, patience: int, epochs: int) -> None:
     """Refuses settings that could not train.
 
     Raises:
-        ValueError: a learning rate, a warm-up or a patience out of its range, or a warm-up that outlasts training.
+        ValueError: epochs, a learning rate, a warm-up or a patience out of range, or a warm-up that outlasts training.
     """
+    if epochs < 1:
+        raise ValueError(f"--epochs must be a positive whole number, got {epochs}.")
     if not 0 < lr < 10:
         raise ValueError(f"--lr must be a positive learning rate below 10, got {lr}.")
     if not 0 <= warm < float("inf"):
@@ -35,7 +37,8 @@ def check_schedule(lr: float, warm: float, patience: int, epochs: int) -> None:
         raise ValueError(f"--patience must not be negative, got {patience}.")
     if patience and warm >= epochs:
         raise ValueError(
-            f"--warmup {warm:g} is not over before --epochs {epochs}: early stopping could never keep anything."
+            f"--warmup {warm:g} is not over before --epochs {epochs}: early stopping could never keep anything. Give a "
+            "shorter --warmup (0 for none), more --epochs, or --patience 0."
         )
 
 

@@ -45,7 +45,9 @@ def compare(
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     batch_size: Annotated[int, typer.Option(help=HELP["batch_size"])] = 100,
     lr: Annotated[float, typer.Option(help=HELP["lr"])] = 3e-3,
-    warmup: Annotated[float, typer.Option(help=HELP["warmup"])] = 10,
+    warmup: Annotated[
+        float | None, typer.Option(help=f"{HELP['warmup']} 10 if not given, or half of the epochs where that is less.")
+    ] = None,
     patience: Annotated[int, typer.Option(help=HELP["patience"])] = 20,
     decoder: Annotated[str, typer.Option(help=HELP["decoder"])] = "bernoulli",
     latent_dim: LatentDim = None,
@@ -69,6 +71,7 @@ def compare(
 
     Example: ppgen compare --data digits --prior standard,vamp --posterior diagonal,iaf --out runs/compare
     """
+    warmup = float(min(10, epochs // 2)) if warmup is None else warmup
     training: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,

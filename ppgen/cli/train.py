@@ -53,16 +53,21 @@ def resume_or_train(
 
     Example: ppgen train --resume runs/vae --epochs 200
     """
-    if ctx.invoked_subcommand is None:
-        if resume is None:
-            print(ctx.get_help())
-            return
+    model = ctx.invoked_subcommand
+    if resume is not None and model is not None:
+        raise ValueError(f"--resume {resume} takes the model and its settings from the folder: leave out {model}.")
+    if resume is not None:
         with processes():
             go_on(resume, epochs, data_dir, allow or (), data)
-    elif resume is not None:
+        return
+    given = {"--epochs": epochs, "--data": data, "--data-dir": data_dir, "--allow": allow or None}
+    if typed := [option for option, value in given.items() if value is not None]:
         raise ValueError(
-            f"--resume {resume} takes the model and its settings from the folder: leave out {ctx.invoked_subcommand}."
+            f"{typed[0]} is in front of a model only with --resume FOLDER; of a new run it comes behind its model "
+            f"(ppgen train {model or 'vae'} …)."
         )
+    if model is None:
+        print(ctx.get_help())
 
 
 def _command(name: str) -> Callable[..., None]:
