@@ -39,6 +39,14 @@ class Stopped(Peaked):
     def forward(self, *context):
         raise KeyboardInterrupt
 
+class Narrow(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+
+    @staticmethod
+    def num_outputs(latent_dim):
+        return 2 * latent_dim
+
 class Picky(nn.Module):
     def __init__(self, latent_dim):
         raise ValueError(f"Picky: latent_dim must be even, got {latent_dim}.")
@@ -108,3 +116,23 @@ def test_where_everything_fails_the_first_reason_is_the_error(module, tmp_path, 
 def test_what_cannot_be_imported_is_named(path):
     with pytest.raises(ValueError, match=f"{path}.*cannot be imported"):
         Recipe("vae", (4,), settings={"prior": path, "latent_dim": 2, "hidden": (4,)}).build()
+
+
+@pytest.mark.parametrize("kind", ["prior", "posterior"])
+@pytest.mark.parametrize("path", ["os:system", "os:sep", "builtins:int", "torch.nn:functional"])
+def test_what_is_no_class_of_modules_is_named_and_not_called(kind, path):
+    with pytest.raises(ValueError, match=rf"'{path}' is .*must be a class of torch\.nn\.Module"):
+        Recipe("vae", (4,), settings={kind: path, "latent_dim": 2, "hidden": (4,)}).build()
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "facts"),
+    [
+        ("prior", "torch.nn:Linear", r"prior 'torch\.nn:Linear' is made as Linear\(latent_dim\): .*out_features"),
+        ("posterior", "mine:Narrow", r"posterior 'mine:Narrow' is made as Narrow\(net, latent_dim\): "),
+        ("posterior", "mine:Peaked", r"posterior 'mine:Peaked' .*num_outputs\(latent_dim\)"),
+    ],
+)
+def test_a_class_that_is_made_otherwise_is_named_with_how_parts_are_made(module, kind, path, facts):
+    with pytest.raises(ValueError, match=facts):
+        Recipe("vae", (4,), settings={kind: path, "latent_dim": 2, "hidden": (4,)}).build()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -93,7 +94,11 @@ class Part(NamedTuple):
 def prior(name: str, latent: Latent) -> nn.Module:
     """A prior by its name, or by its import path: called as ``Class(latent_dim)``."""
     lookup("prior", name, PRIORS, importable=True)
-    return imported(name)(latent.dim) if ":" in name else PRIORS[name].build(latent)
+    if ":" not in name:
+        return PRIORS[name].build(latent)
+    kind = imported(name)
+    with _made("prior", name, "latent_dim"):
+        return kind(latent.dim)
 
 
 def posterior(name: str, encoder: Callable[[int], nn.Module], latent_dim: int) -> nn.Module:
@@ -106,8 +111,14 @@ def posterior(name: str, encoder: Callable[[int], nn.Module], latent_dim: int) -
     """
     lookup("posterior", name, POSTERIORS, importable=True)
     kind: Any = imported(name) if ":" in name else POSTERIORS[name].build
+    if not hasattr(kind, "num_outputs"):
+        raise ValueError(
+            f"posterior {name!r} does not say how many outputs the network in front of it must have: give its class a "
+            "static method num_outputs(latent_dim)."
+        )
     net = encoder(kind.num_outputs(latent_dim))
-    return kind(net) if kind is posteriors.DiagNormal else kind(net, latent_dim)
+    with _made("posterior", name, "net, latent_dim"):
+        return kind(net) if kind is posteriors.DiagNormal else kind(net, latent_dim)
 
 
 def decoder(name: str, generator: Callable[[Shape], nn.Module], x: Observed) -> nn.Module:
@@ -121,19 +132,33 @@ def shares_posterior(prior: str, posterior: str) -> bool:
     return prior != "vamp" or bool(getattr(kind, "scores_foreign_values", True))
 
 
-def imported(path: str) -> Any:
+@contextmanager
+def _made(kind: str, name: str, arguments: str) -> Iterator[None]:
+    """Says of a class that does not take what it is called with which it is, and what that is."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(
+            f"{kind} {name!r} is made as {name.partition(':')[2] or name}({arguments}): {error}"
+        ) from error
+
+
+def imported(path: str) -> type[nn.Module]:
     """The class behind an import path, ``module:Class``.
 
     Raises:
-        ValueError: there is no such module, or no such class in it.
+        ValueError: there is no such module, or no such class of modules in it.
     """
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"{path!r} cannot be imported ({error}): it must be module:Class, importable from here."
         ) from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{path!r} is {found!r}, and a part must be a class of torch.nn.Module.")
+    return found
 
 
 def _vamp(latent: Latent) -> nn.Module:
