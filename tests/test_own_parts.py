@@ -106,6 +106,12 @@ def test_what_was_measured_outlasts_whatever_fails_after_it(module, tmp_path, ca
         assert [row["prior"] for row in csv.DictReader(file)] == list(rows)
 
 
+def test_a_posterior_that_cannot_be_imported_is_a_row_too(tmp_path, capsys):
+    options = ["--prior", "standard", *COMPARE, "--posterior", "nowhere:Gone,diagonal", "--out", tmp_path / "out"]
+    status, out, err = call(capsys, "compare", *options)
+    assert status == 0 and "Refused: standard + nowhere:Gone: 'nowhere:Gone' cannot be imported" in out, err
+
+
 def test_where_everything_fails_the_first_reason_is_the_error(module, tmp_path, capsys):
     status, _, err = call(capsys, "compare", "--prior", "mine:Wild", *COMPARE, "--out", tmp_path / "out")
     assert status == 2 and "Every combination was refused" in err and "it diverged" in err

@@ -119,8 +119,11 @@ def compare(
     for count, (index, cell) in enumerate(worked(work, list(recipes.values()), loaded, jobs), 1):
         name = names[index]
         found[name] = cell
-        note = f" (note: {recipes[name].note})" if recipes[name].note else ""
-        said = f"refused: {cell}" if isinstance(cell, str) else f"{cell.epochs} epochs in {cell.seconds:.0f} s{note}"
+        if isinstance(cell, str):
+            said = f"refused: {cell}"
+        else:
+            note = f" (note: {recipes[name].note})" if recipes[name].note else ""
+            said = f"{cell.epochs} epochs in {cell.seconds:.0f} s{note}"
         _say(f"[{count}/{len(names)}] {name}: {said}")
         refused = [{"name": n, **parts[n], "refused": cell} for n in names if isinstance(cell := found[n], str)]
         cells = {n: cell for n in names if not isinstance(cell := found[n], str)}
