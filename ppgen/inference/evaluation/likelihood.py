@@ -46,7 +46,8 @@ class Estimate:
         mc_standard_error: of ``values``, from the spread of the weights (meaningless where not ``reliable``).
         ess: effective sample size, at most ``num_samples``.
         k_hat: shape of the generalised Pareto tail of the weights; −inf where the weights are the same at draws that
-            are not, +inf where too few differ to tell.
+            are not, +inf where too few differ to tell: a guide that draws one value of a discrete latent, and no other,
+            may be exact or may have left the others out. It is believed beside data that show the guide to be exact.
         reliable: k-hat < min(1 − 1/log10 S, 0.7); never where the guide is a point, which no number of samples mends.
         num_samples: S.
         data: a digest of each member of the batch, so that only estimates of the same data are compared.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -115,9 +116,8 @@ def check_schedules(loss: Any) -> None:
         ValueError: a function uses one by name: it would stay at its start.
     """
     if inspect.isfunction(loss):
-        used = inspect.getclosurevars(loss)
-        for name, value in (*used.nonlocals.items(), *used.globals.items()):
-            if schedules(value):
+        for name, value in _variables(loss).items():
+            if any(not schedule.done for schedule in schedules(value)):
                 raise ValueError(
                     f"The loss {loss.__qualname__} uses the warm-up in {name!r}, which training would not advance: it "
                     "advances those of a loss that is an nn.Module. Make the loss one, with this as an attribute and "
@@ -130,6 +130,16 @@ def check_schedules(loss: Any) -> None:
                 schedule.extra_repr(),
                 schedule._advanced,
             )
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """What a function refers to by name outside itself: globals, and what is bound around it."""
+    loaded = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+    found = {name: function.__globals__[name] for name in loaded & function.__globals__.keys()}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # bound later
+            found[name] = cell.cell_contents
+    return found
 
 
 @contextmanager

@@ -117,6 +117,8 @@ def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
         and name.removesuffix("_unconstrained") not in others  # an autoguide's draw for a site that has a density
     ]
     if _numbers(guide_sites, points) > _numbers(guide_sites, drawn):
+        own = {name.removesuffix("_unconstrained") for name in drawn}
+        points = [name for name in points if name not in own] or points
         raise ValueError(
             f"The guide proposes the continuous {points} at a point, and nothing around it: a point has no probability "
             "there, so there is no weight p(x, z) / q(z | x) and no likelihood of x. Propose a distribution, whose "

@@ -152,9 +152,10 @@ class SVI:
         if lost:
             raise ValueError(
                 f"The programs run {' and '.join(lost)}, which the pair does not hold (in a list, a dictionary or "
-                "another object, say), so that its parameters would never be trained. Hand networks of functions over "
-                "by name, Custom(model, guide, net=net); make those of an object attributes of it, several as "
-                "nn.ModuleList or nn.ModuleDict. What is to stay as it is may be frozen, net.requires_grad_(False)."
+                "another object, say), so that its parameters would never be trained, in an optimizer or not. Hand "
+                "networks of functions over by name, Custom(model, guide, net=net); make those of an object attributes "
+                "of it, several as nn.ModuleList or nn.ModuleDict. What is to stay as it is may be frozen, "
+                "net.requires_grad_(False)."
             )
 
     def _check_optimizer(self, optimizer: Any) -> None:
