@@ -1,6 +1,7 @@
 """The command line as a user types it: runs that rebuild their model, a comparison, and one-line errors."""
 
 import csv
+import functools
 import hashlib
 import json
 import subprocess
@@ -221,6 +222,21 @@ def test_a_model_that_fails_is_a_row_of_its_own(monkeypatch, capsys, tmp_path):
     assert [row["name"] for row in csv.DictReader((out / "models.csv").open())] == list(rows)
     status, said, err = call(capsys, "compare", "--models", "wgan", "--seeds", 1, *few, "--out", tmp_path / "n")
     assert status == 0 and "1 diverged" in said, err
+
+
+def test_a_model_that_fails_with_one_seed_keeps_the_figures_of_the_other(monkeypatch, capsys, tmp_path):
+    vae = catalogue.MODELS["vae"]
+
+    def broken(*data, seed=0, **options):
+        return vae.train(*data, seed=seed, **options) if seed == 1 else {}["loc"]
+
+    monkeypatch.setitem(catalogue.MODELS, "vae", vae._replace(train=functools.wraps(vae.train)(broken)))
+    monkeypatch.setattr("ppgen.cli.lineup.trained_classifier", lambda loaded, epochs, seed: None)
+    few = ["--hidden", 4, "--epochs", 1, "--warmup", 0, "--patience", 0, "--num-samples", 5]
+    status, out, err = call(capsys, "compare", "--models", "vae", "--seeds", 2, *few, "--out", tmp_path)
+    assert status == 0 and "Refused: vae: KeyError: 'loc'" in out, err
+    (row,) = json.loads((tmp_path / "models.json").read_text())["rows"]
+    assert row["log_likelihood"] < 0 and row["refused"] == "KeyError: 'loc'"
 
 
 def test_judge_measures_the_samples_of_a_run(run, capsys):

@@ -73,7 +73,7 @@ def lineup(
                 figures = {"diverged": True} if isinstance(error, FloatingPointError) else {"refused": reason(error)}
             runs[name].append(figures)
             rows = [{"name": n, **_summary(of_name), "runs": of_name} for n, of_name in runs.items()]
-            if all(row["refused"] for row in rows):
+            if nothing := all("refused" in run for of_name in runs.values() for run in of_name):
                 continue
             # Each time, so that whatever ends a long comparison leaves what was measured.
             write_json(out / "models.json", {**source, "settings": given, "num_seeds": num_seeds, "rows": rows})
@@ -81,7 +81,7 @@ def lineup(
                 writer = csv.DictWriter(file, fieldnames=[k for k in rows[0] if k != "runs"], extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-    if all(row["refused"] for row in rows):
+    if nothing:
         raise ValueError(f"Every model was refused; the first: {rows[0]['refused']}")
     plots.sheet(pictures, out / "models.png", columns=len(pictures))
     _print(rows, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, {num_seeds} seeds")
