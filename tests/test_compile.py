@@ -1,5 +1,6 @@
 """The compiled step: what compiles and what falls back, eager's numbers, staleness, honest fallbacks."""
 
+import itertools
 import logging
 import sys
 
@@ -62,11 +63,13 @@ def subsampled():
     return models.Custom(model, guide)
 
 
-def reads_the_host():
+def shifted(shift):
+    """A user's pair, with what a function makes of the batch for the mean of its prior."""
+
     def model(x):
-        shift = 1.0 if x.mean() > 0.5 else 2.0
+        loc = shift(x)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(shift, 1.0))
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten(1).mean(-1))
 
     def guide(x):
@@ -75,40 +78,20 @@ def reads_the_host():
             pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
 
     return models.Custom(model, guide)
+
+
+def reads_the_host():
+    return shifted(lambda x: 1.0 if x.mean() > 0.5 else 2.0)
 
 
 def leaves_torch():
     """Values of the batch reach the program where no operation of torch shows it."""
-
-    def model(x):
-        shift = torch.as_tensor(x.flatten(1).mean(-1).numpy())
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(shift, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten(1).mean(-1))
-
-    def guide(x):
-        loc = pyro.param("loc", torch.tensor(0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
-
-    return models.Custom(model, guide)
+    return shifted(lambda x: torch.as_tensor(x.flatten(1).mean(-1).numpy()))
 
 
 def counts_its_calls():
-    calls = [0]
-
-    def model(x):
-        calls[0] += 1
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.001 * calls[0], 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten(1).mean(-1))
-
-    def guide(x):
-        loc = pyro.param("loc", torch.tensor(0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
-
-    return models.Custom(model, guide)
+    calls = itertools.count()
+    return shifted(lambda x: 0.001 * next(calls))
 
 
 # name: (pair, loss, batch, why it stays in eager, or None where it compiles)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ppgen.inference.programs.refusals import check_names
 from ppgen.inference.programs.structure import Structure
 from ppgen.inference.programs.traces import (
     Program,
+    delta_of,
     device_of_batch,
     frame_of_data,
     log_prob,
@@ -267,7 +267,7 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
     order = list(guide_sites)
     for i, name in enumerate(latents):
         q, p = guide_sites[name], model_sites[name]
-        if not set(latents[:i]) <= set(order[: order.index(name)]) or _is_delta(q["fn"]):
+        if not set(latents[:i]) <= set(order[: order.index(name)]) or delta_of(q) is not None:
             continue
         # A replayed site is not expanded over particles, and torch's divergences do not all broadcast.
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
@@ -277,12 +277,6 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
             continue
         found[name] = scale_and_mask(divergence, p["scale"], p["mask"])
     return found
-
-
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
 
 
 def _expanded(fn: Any, shape: torch.Size) -> Any:

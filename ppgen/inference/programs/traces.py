@@ -125,12 +125,17 @@ def frame_of_data(site: Any) -> Any | None:
     return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
 
 
-def is_point(site: Any) -> bool:
-    """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
+def delta_of(site: Any) -> Delta | None:
+    """The Delta that a site is, inside of what makes events of it; None if it is none."""
     fn = unadapted(site["fn"])
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return isinstance(fn, Delta) and not fn.log_density.any()
+    return fn if isinstance(fn, Delta) else None
+
+
+def is_point(site: Any) -> bool:
+    """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
+    return (delta := delta_of(site)) is not None and not delta.log_density.any()
 
 
 def support(fn: Any) -> Any:
