@@ -19,19 +19,21 @@ class Drawn:
     """What a distribution remembers of the value that it drew last, with the copies that ``expand`` makes of it."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor | None, bool, tuple[Tensor, ...]] = (None, False, ())
+        self._last: tuple[Tensor | None, int, bool, tuple[Tensor, ...]] = (None, 0, False, ())
 
     def keep(self, value: Tensor, *of: Tensor) -> None:
         """Remembers tensors, such as the noise, of the value drawn just now."""
-        self._last = (value, torch.is_grad_enabled(), of)
+        if not value.is_inference():  # which would not tell that it was edited in place
+            self._last = (value, value._version, torch.is_grad_enabled(), of)
 
     def of(self, value: Tensor) -> tuple[Tensor, ...] | None:
-        """What was kept, if this very tensor was drawn last; None of any other value.
+        """What was kept, if this very tensor was drawn last and is as it was; None of any other value.
 
         A draw made without gradients is a constant, whose density still depends on the parameters: None, too.
         """
-        drawn, graph, kept = self._last
-        return kept if drawn is value and (graph or not torch.is_grad_enabled()) else None
+        drawn, version, graph, kept = self._last
+        same = drawn is value and value._version == version
+        return kept if same and (graph or not torch.is_grad_enabled()) else None
 
 
 class NormalizingFlow(TorchDistribution):
@@ -41,9 +43,10 @@ class NormalizingFlow(TorchDistribution):
         \log q(z) = \log p(\epsilon) - \log \left| \det \frac{\partial f}{\partial \epsilon} \right|
 
     The transforms of posteriors go from noise to latent in one pass, and back slowly or not at all. So the flow
-    remembers, for the tensor that it drew last, the noise and the log-determinant: that same tensor is scored
-    exactly, cheaply, and with all gradients. Any other value goes through ``transform.inv``. What is remembered is
-    shared with the copies that ``expand`` makes.
+    remembers, for the tensor that it drew last, the noise and the log-determinant: that same tensor, unless it was
+    edited in place, is scored exactly, cheaply, and with the gradients of all parameters, its own way from them
+    included. Any other value goes through ``transform.inv``; so does ``z.clone()``, of which the gradient by z itself
+    is to be had. What is remembered is shared with the copies that ``expand`` makes.
 
     torch's and zuko's own classes differ: torch's keeps the cache in the transform (and computes a log-determinant
     of its own), zuko's has none.
