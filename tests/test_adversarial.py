@@ -330,5 +330,11 @@ def test_what_is_no_game_is_refused():
         Adversarial(gan(), critic_steps=0)
     with pytest.raises(ValueError, match="The generator of GAN has no parameters"):
         Adversarial(models.GAN(priors.StandardNormal(2), tnn.Identity(), nn.MLP(2, 1)))
+    pair, old = gan(), gan()
+    for name, side, other in (("critic", "discriminator", "generator"), ("generator", "generator", "discriminator")):
+        for wrong in (getattr(old, side), getattr(pair, other)):
+            optimizer = torch.optim.Adam(wrong.parameters())
+            with pytest.raises(ValueError, match=f"{name}_optimizer holds none of the {side}'s parameters"):
+                Adversarial(pair, **{f"{name}_optimizer": optimizer})
     with pytest.raises(TypeError, match=r"no \.evaluate"):
         train(Adversarial(gan()), torch.randn(9, 2), epochs=1, validation=torch.randn(9, 2))

@@ -118,6 +118,13 @@ class Adversarial:
                 f"{name} must be a torch optimiser or a function of parameters that makes one, got {given!r}."
             )
         check_step(optimizer, name)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in trained for _, p in parameters):
+            side = "discriminator" if name == "critic_optimizer" else "generator"
+            raise ValueError(
+                f"{name} holds none of the {side}'s parameters, so that it would not be trained: make it of this "
+                "model's parameters, or give a function that makes one of the parameters that it is given."
+            )
         return optimizer
 
     @in_turn
