@@ -330,3 +330,42 @@ def test_data_of_another_shape(kind):
             call(x, mask=torch.ones(4, D))
     with pytest.raises(ValueError, match=r"got \(0, 6\)"):
         model.log_prob(x[:0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_data_far_from_zero_are_learned_as_data_near_it(masked):
+    """As dates in seconds are: counted from zero, x² would leave nothing of their variance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator).double() @ torch.randn(2, 6, generator=generator).double()
+    x = x + 0.3 * torch.randn(300, 6, generator=generator).double()
+    losses = []
+    for offset in (0.0, 2.0**30):
+        fa = FactorAnalysis(6, 2).double()
+        batch = (x + offset, torch.rand(x.shape, generator=generator.manual_seed(1)) < 0.8)
+        step = EM(fa, seed=0)
+        losses.append([step.step(*batch[: 1 + masked]).item() for _ in range(20)])
+        loaded = FactorAnalysis(6, 2).double()
+        loaded.load_state_dict(fa.state_dict())
+        assert torch.equal(loaded.expectation(*batch[: 1 + masked])["xx"], fa.expectation(*batch[: 1 + masked])["xx"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_state_without_an_origin_counts_from_zero():
+    fa = FactorAnalysis(3, 1)
+    fa.initialize(torch.randn(50, 3) + 5)
+    state = fa.state_dict()
+    del state["origin"]
+    fa.load_state_dict(state)
+    assert "origin" not in state and torch.equal(fa.origin, torch.zeros(3))
+
+
+def test_a_start_from_data_that_are_not_finite_is_refused():
+    fa = FactorAnalysis(3, 1)
+    before = copy.deepcopy(fa.state_dict())
+    x = torch.randn(20, 3)
+    x[4, 1] = torch.nan
+    with pytest.raises(ValueError, match="not finite: drop the rows, or mask"):
+        fa.initialize(x)
+    assert all(torch.equal(before[name], value) for name, value in fa.state_dict().items())
+    fa.initialize(x, x.isfinite())
+    assert bool(fa.loc.isfinite().all())

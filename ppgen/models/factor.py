@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -115,6 +116,8 @@ class FactorAnalysis(nn.Module):
         torch.Size([100, 2])
     """
 
+    origin: Tensor
+
     def __init__(self, dim: int, latent_dim: int, *, isotropic: bool = False, min_variance: float = 1e-6) -> None:
         super().__init__()
         self.dim = positive_integer("dim", dim)
@@ -131,6 +134,12 @@ class FactorAnalysis(nn.Module):
         self.loadings = nn.Parameter(torch.randn(dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.zeros(1 if isotropic else dim))
+        # What data are counted from: terms of x² cancel, and a common offset would eat their digits.
+        self.register_buffer("origin", torch.zeros(dim))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}origin", torch.zeros_like(self.origin))  # what older states counted from
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def variance(self) -> Tensor:
@@ -148,7 +157,7 @@ class FactorAnalysis(nn.Module):
     def posterior(self, x: Tensor, mask: Tensor | None = None) -> Distribution:
         """p(z | x), exactly, given what was observed of each row."""
         self._check(x, mask)
-        mean, precision = _posterior(x.double(), mask, *self._theta())
+        mean, precision = _posterior(x.double() - self.origin, mask, *self._theta())
         scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
         dtype = self.loc.dtype
         return FullNormal(mean.to(dtype), scale_tril.to(dtype), validate_args=False)
@@ -186,12 +195,18 @@ class FactorAnalysis(nn.Module):
         """Probabilistic PCA's closed form, of standardised data unless the noise is isotropic, gaps filled with means.
 
         Nothing about it is random: every restart begins here.
+
+        Raises:
+            ValueError: data of another width, or that are not finite.
         """
         self._check(x, mask)
         x = x.double()
         seen = torch.ones_like(x) if mask is None else mask.double()
         loc = observed(x, mask).sum(0) / seen.sum(0).clamp(min=1)
         centred = observed(x - loc, mask)
+        if not centred.isfinite().all():
+            raise ValueError("x holds values that are not finite: drop the rows, or mask the entries.")
+        self.origin.copy_(loc)
         scale = torch.ones_like(loc)
         if not self.isotropic:
             scale = (centred.square().sum(0) / seen.sum(0).clamp(min=1)).sqrt()
@@ -208,8 +223,9 @@ class FactorAnalysis(nn.Module):
     def expectation(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Averages of the expected sufficient statistics, with h = (z, 1), in float64.
 
-        ``hh``: E[h hᵀ] over all rows, (Q + 1, Q + 1). Over the rows in which each coordinate was observed:
-        ``hh_seen``: E[h hᵀ], (D or 1, Q + 1, Q + 1), ``xh``: x E[h]ᵀ, (D, Q + 1), and ``xx``: x², (D,).
+        x is counted from ``origin``. ``hh``: E[h hᵀ] over all rows, (Q + 1, Q + 1). Over the rows in which each
+        coordinate was observed: ``hh_seen``: E[h hᵀ], (D or 1, Q + 1, Q + 1), ``xh``: x E[h]ᵀ, (D, Q + 1), and ``xx``:
+        x², (D,).
         """
         theta = self._theta()
         sums = [self._sums(*rows, theta) for rows in self._blocks(x, mask)]
@@ -256,11 +272,14 @@ class FactorAnalysis(nn.Module):
         # Parameter expansion: p(x) is the same if z is standard again and its mean and covariance are in μ and W.
         latent_loc = hh[:-1, -1]
         latent_tril = torch.linalg.cholesky(hh[:-1, :-1] - latent_loc.outer(latent_loc))
-        self._set(loadings @ latent_tril, loc + loadings @ latent_loc, variance)
+        self._set(loadings @ latent_tril, self.origin + loc + loadings @ latent_loc, variance)
 
     def _theta(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W, μ and ψ in float64: where noises are small, precisions are too far apart for float32."""
-        return self.loadings.double(), self.loc.double(), self.variance.double()
+        """W, μ and ψ in float64: where noises are small, precisions are too far apart for float32.
+
+        μ is counted from the origin, as x is wherever it meets these.
+        """
+        return self.loadings.double(), self.loc.double() - self.origin, self.variance.double()
 
     def _set(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
         above = (variance - self.min_variance).clamp(min=1e-3 * self.min_variance)
@@ -273,7 +292,7 @@ class FactorAnalysis(nn.Module):
         self._check(x, mask)
         for start in range(0, len(x), ROWS):
             rows = slice(start, start + ROWS)
-            yield x[rows].double(), None if mask is None else mask[rows]
+            yield x[rows].double() - self.origin, None if mask is None else mask[rows]
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         owner = f"{type(self).__name__}(dim={self.dim})"
