@@ -171,6 +171,14 @@ def exact_moments(x, mean, covariance):
     return white @ torch.linalg.cholesky(covariance).T + mean
 
 
+@pytest.mark.parametrize("measure", [judge.precision_recall, judge.density_coverage])
+def test_neighbours_are_found_far_from_zero(measure):
+    real = torch.randn(200, 5, dtype=torch.float64)
+    generated = 0.8 * torch.randn(200, 5, dtype=torch.float64)
+    near, far = measure(real, generated), measure(real + 1e8, generated + 1e8)
+    assert [a.value for a in far] == pytest.approx([a.value for a in near], abs=1e-9)
+
+
 def test_frechet_distance_of_gaussians_that_commute():
     mean, scales = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([[1.0, 2.0, 3.0], [0.5, 2.0, 4.0]]).double()
     real = exact_moments(draws(50, 3, 1), torch.zeros(3).double(), scales[0].square().diag())
@@ -260,6 +268,12 @@ def test_modes_refuse_what_is_no_sample():
         judge.mode_coverage(torch.zeros(5, 3), *data.ring_modes())
     with pytest.raises(ValueError, match="row 1 is not"):
         judge.mode_coverage(torch.tensor([[0.0, 0.0], [math.inf, 0.0]]), *data.ring_modes())
+    centres, scale = data.ring_modes()
+    for wrong in (-1.0, 0.0, math.nan):
+        with pytest.raises(ValueError, match=f"scale must be a positive number, got {wrong}"):
+            judge.mode_coverage(centres, centres, wrong)
+        with pytest.raises(ValueError, match=f"radius must be a positive number, got {wrong}"):
+            judge.mode_coverage(centres, centres, scale, radius=wrong)
     with pytest.raises(ValueError, match=r"got \(5, 3\)"):
         judge.stacked_coverage(torch.nn.Identity(), torch.zeros(5, 3))
 
@@ -335,6 +349,22 @@ def test_classifiers_refuse_bad_labels():
         judge.train_classifier(torch.zeros(5, 3), torch.zeros(5))
     with pytest.raises(ValueError, match="got shape"):
         judge.train_classifier(torch.zeros(5, 3, 3), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(ValueError, match="for each of the 0 data, at least one"):
+        judge.train_classifier(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_classifiers_take_labels_of_any_whole_type(dtype):
+    x = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)
+    labels = (x[:, 0] > 0).to(dtype)
+    assert judge.train_classifier(x, labels, epochs=20, progress=False).accuracy(x, labels) == 1.0
+
+
+def test_the_accuracy_wants_a_label_a_datum(classifier, digits):
+    x, labels = digits.test[:], digits.test_labels
+    for wrong in (labels[:, None], labels[:1], labels[:-1]):
+        with pytest.raises(ValueError, match="labels must be a class"):
+            classifier.accuracy(x, wrong)
 
 
 def test_shares_of_classes(classifier, digits):

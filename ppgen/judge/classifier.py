@@ -64,8 +64,25 @@ class Classifier(nn.Module):
         return self.output(self.dropout(self.features(x)))
 
     def accuracy(self, x: Any, labels: Any) -> float:
-        """The share of data whose class is told right, in eval mode."""
-        return float((in_parts(self, as_rows("x", x)).argmax(-1) == as_rows("labels", labels).cpu()).double().mean())
+        """The share of data whose class is told right, in eval mode.
+
+        Raises:
+            ValueError: no data, or labels that are not a class a datum.
+        """
+        x = as_rows("x", x)
+        return float((in_parts(self, x).argmax(-1) == _labels(labels, x).cpu()).double().mean())
+
+
+def _labels(labels: Any, x: Any) -> Tensor:
+    """Labels as the int64 that torch's losses take, if they are a class for each of the data."""
+    found = as_rows("labels", labels)
+    counted = found.shape == tuple(x.shape[:1]) and not (found.is_floating_point() or found.is_complex())
+    if not len(x) or not counted or int(found.min()) < 0:
+        raise ValueError(
+            f"labels must be a class 0, 1, ... for each of the {len(x):,} data, at least one, got {found.dtype} of "
+            f"shape {tuple(found.shape)}."
+        )
+    return found.long()
 
 
 class _CrossEntropy:
@@ -120,12 +137,7 @@ def train_classifier(
         >>> train_classifier(x, labels, epochs=30).accuracy(x, labels) > 0.9
         True
     """
-    labels = as_rows("labels", labels)
-    if labels.shape != tuple(x.shape[:1]) or labels.is_floating_point() or int(labels.min()) < 0:
-        raise ValueError(
-            f"labels must be a class 0, 1, ... for each of the {len(x):,} data, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}."
-        )
+    labels = _labels(labels, x)
     if len(x.shape) not in (2, 4):
         raise ValueError(f"x must be images (N, C, H, W) or vectors (N, D), got shape {tuple(x.shape)}.")
     with seeded(seed):

@@ -74,6 +74,7 @@ def precision_recall(real: Any, generated: Any, *, features: Features | None = N
         ValueError: events of different shapes, values that are not finite, or fewer than k + 1 rows.
     """
     real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
+    real, generated = _centred(real, generated)
     samples_inside, _ = _inside(real, _radii(real, k), generated)
     data_inside, _ = _inside(generated, _radii(generated, k), real)
     return _score("precision", samples_inside > 0, real, generated), _score("recall", data_inside > 0, real, generated)
@@ -103,9 +104,10 @@ def density_coverage(real: Any, generated: Any, *, features: Features | None = N
         real: (N, \*event), generated: (M, \*event).
 
     Raises:
-        ValueError: events of different shapes, values that are not finite, or fewer than k + 1 data.
+        ValueError: events of different shapes, values that are not finite, or fewer than k + 1 data or samples.
     """
     real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
+    real, generated = _centred(real, generated)
     samples_inside, covered = _inside(real, _radii(real, k), generated)
     return _score("density", samples_inside / k, real, generated), _score("coverage", covered, real, generated)
 
@@ -186,6 +188,12 @@ def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
         return (total(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
     return others(a) + others(b) - 2 * total(a, b) / (len(a) * len(b))
+
+
+def _centred(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both counted from the data's mean: distances by matrix products lose their digits far from zero."""
+    mean = real.mean(0)
+    return real - mean, generated - mean
 
 
 def _radii(x: Tensor, k: int) -> Tensor:

@@ -77,7 +77,8 @@ def mode_coverage(
         generated: (N, D), centres: (M, D).
 
     Raises:
-        ValueError: samples of another dimension than the modes, or not finite.
+        ValueError: samples of another dimension than the modes, or not finite, or a scale or radius that is not
+            positive.
 
     Example:
         >>> from ppgen.data import ring_modes
@@ -91,6 +92,9 @@ def mode_coverage(
         )
     if not bool(generated.isfinite().all()):
         raise ValueError(f"samples must be finite: row {int((~generated.isfinite().all(1)).nonzero()[0])} is not.")
+    for name, number in (("scale", scale), ("radius", radius)):
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be a positive number, got {number!r}.")
     distance, nearest = torch.cdist(generated.cpu().double(), centres.double()).min(1)
     good = distance <= radius * scale
     return _coverage(nearest[good], len(centres), good, at_least)
