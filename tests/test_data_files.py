@@ -178,6 +178,15 @@ def broken(value):
         ({"data": np.zeros((2, 2))}, ["2 data", "at least 3"]),
         ({}, ["nothing", "expected one array"]),
         ({"one": np.zeros((5, 2)), "two": np.zeros((5, 2))}, ["one, two", "train and test"]),
+        ({"x": np.zeros((5, 2)), "X": np.ones((5, 2))}, ["x and X", "both mean data", "leave out"]),
+        (
+            {"train": np.zeros((5, 2)), "x_train": np.ones((5, 2)), "test": np.zeros((5, 2))},
+            ["train and x_train", "both mean train"],
+        ),
+        (
+            {"data": np.zeros((50, 2)), "train": np.ones((40, 2)), "test": np.ones((10, 2))},
+            ["data, train, test", "train and test"],
+        ),
         ({"train": np.zeros((5, 2)), "val": np.zeros((5, 2))}, ["train, val", "train and test"]),
         ({"train": np.zeros((1, 2)), "test": np.zeros((5, 2))}, ["1 data", "at least 2"]),
         ({"train": np.zeros((5, 2)), "test": np.zeros((5, 3))}, ["one shape", "(5, 2)", "(5, 3)"]),

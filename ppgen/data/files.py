@@ -172,10 +172,18 @@ def _meaning(name: str) -> str | None:
 
 def _split(path: Path, named: Mapping[str, np.ndarray]) -> Source:
     """Training, validation and test data from arrays by their names."""
-    arrays = {meaning: array for name, array in named.items() if (meaning := _meaning(name)) is not None}
+    arrays: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
+    for name, array in named.items():
+        if (meaning := _meaning(name)) in arrays:
+            raise ValueError(
+                f"{path} has {names[meaning]} and {name}, which both mean {meaning}: leave out one of the two."
+            )
+        if meaning is not None:
+            arrays[meaning], names[meaning] = array, name
     if len(named) == 1:
         arrays = {"data": next(iter(named.values()))}
-    present = [split for split in SPLITS if split in arrays] if "data" not in arrays else ["data"]
+    present = [split for split in ("data", *SPLITS) if split in arrays]
     if present not in (["data"], ["train", "test"], [*SPLITS]):
         raise ValueError(
             f"{path} has {', '.join(named) or 'nothing'}; expected one array, or data and labels, or train "
