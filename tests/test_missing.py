@@ -124,6 +124,22 @@ def test_refusals_say_why():
         marginal(colours, one_channel)
 
 
+def test_rows_of_an_expanded_mixture_are_completed_each_by_draws_of_its_own():
+    loc, cov = torch.randn(2, 3), covariance(3).float()
+    mask, value = torch.tensor([True, False, False]), torch.zeros(500, 3)
+    for components in (MultivariateNormal(loc, cov), Independent(Normal(loc, 1.0), 1)):
+        d = marginal(distributions.Mixture(torch.zeros(2), components).expand((500,)), mask)
+        found = d.complete(value)
+        assert len(found.unique(dim=0)) == 500
+        assert torch.allclose(found.mean(0), d.complete(value, mean=True)[0], atol=0.5)
+
+
+def test_a_scalar_is_marginalised():
+    for observed_at, expected in ((True, -0.9189), (False, 0.0)):
+        d = marginal(Normal(torch.tensor(0.0), 1.0), torch.tensor(observed_at))
+        assert d.log_prob(torch.tensor(0.0)).item() == pytest.approx(expected, abs=1e-4)
+
+
 def test_completion_is_the_conditional_of_the_gaussian():
     """Draws of the missing elements have the conditional mean and covariance of the textbook."""
     loc, cov = torch.randn(4, dtype=torch.float64), covariance(4)

@@ -211,6 +211,22 @@ def test_missing_entries_are_integrated_out(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_incomplete_rows_of_many_coordinates_keep_the_digits_of_float64(kind):
+    dim = 300
+    gmm = GaussianMixture(2, dim, kind).double()
+    x = torch.randn(3, dim, dtype=torch.float64)
+    covariance = gmm.covariances.detach()[0]
+    mask = torch.arange(dim).expand(3, -1) < torch.tensor([[dim], [dim - 1], [7]])
+    for row, seen, found in zip(x, mask, gmm.log_prob(x, mask), strict=True):
+        if kind in ("full", "tied"):
+            scale = gmm.covariances.detach().reshape(-1, dim, dim).diagonal(dim1=-2, dim2=-1).expand(2, -1).sqrt()
+        else:
+            scale = covariance.sqrt().expand(dim).expand(2, -1)
+        each = torch.distributions.Normal(gmm.loc.detach(), scale).log_prob(row)[:, seen].sum(-1)
+        assert found.item() == pytest.approx((each + gmm.weights.log()).logsumexp(0).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_missing_entries_are_filled_in_by_their_mean(kind):
     gmm = random_mixture(kind)
     x, mask = incomplete(10)

@@ -65,7 +65,7 @@ class Marginal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.whole.mean.expand(*self.batch_shape, *self.event_shape)
+        return self.whole.mean.expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Marginal:
         return type(self)(self.whole.expand(torch.Size(batch_shape)), self.observed_at)
@@ -103,7 +103,7 @@ class _Elementwise(Marginal):
         filled = torch.where(self.observed_at, value, torch.zeros_like(value))
         try:
             support: Any = elements.support
-            inside = support is None or bool(support.check(torch.zeros_like(value[..., :1])).all())
+            inside = support is None or bool(support.check(value.new_zeros(())).all())
         except NotImplementedError:
             inside = True
         return filled if inside else torch.where(self.observed_at, value, elements.mean.detach())
@@ -185,7 +185,9 @@ class _Mixed(Marginal):
     def complete(self, value: Tensor, *, mean: bool = False) -> Tensor:
         every = value.unsqueeze(-1 - self.event_dim)  # before each component
         log_joint = self.whole.logits.log_softmax(-1) + self.components.log_prob(every)
-        completed = self.components.complete(every, mean=mean)  # (*, K, *event)
+        # Expanded, since a mixture that was keeps the shape of its parameters: rows must not share their draws.
+        shape = (*self.batch_shape, log_joint.shape[-1])
+        completed = self.components.expand(shape).complete(every, mean=mean)  # (*, K, *event)
         if mean:
             chosen = log_joint.softmax(-1)
         else:

@@ -73,7 +73,7 @@ class Dense(nn.Module):
         if mask is not None:
             _, which, factor, white = self._whiten(x, mask)
             log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[which]
-            return -log_det - 0.5 * (white.square().sum(-1) + LOG_2PI * mask.sum(-1, keepdim=True))
+            return -log_det - 0.5 * (white.square().sum(-1) + LOG_2PI * mask.sum(-1, keepdim=True, dtype=white.dtype))
         scale_tril, loc = self.scale_tril.double(), self.loc.double() - self.origin
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         whitening = torch.linalg.solve_triangular(scale_tril, identity, upper=False)  # L⁻¹
