@@ -38,7 +38,8 @@ class DCI:
         disentanglement: whether each dimension serves a single factor, in [0, 1].
         completeness: whether each factor is held by a single dimension, in [0, 1].
         informativeness: the accuracy with which the factors are read off the codes, averaged over factors.
-        importance: of each dimension (row) for each factor (column); a column sums to 1.
+        importance: of each dimension (row) for each factor (column); a column sums to 1, or to 0
+            where the codes tell nothing of the factor.
     """
 
     disentanglement: float

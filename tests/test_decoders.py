@@ -265,3 +265,9 @@ def test_relaxed_draws_at_a_low_temperature_have_a_finite_density():
     relaxed = distributions.RelaxedOneHot(torch.tensor(0.02), logits=3 * torch.randn(50, 10, requires_grad=True))
     z = relaxed.rsample((100,))
     assert (z > 0).all() and relaxed.expand((100, 50)).log_prob(z).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["logistic", "logistic mixture"])
+def test_one_level_is_no_variable(kind):
+    with pytest.raises(ValueError, match=r"num_levels must be at least 2 \(binary data\), got 1"):
+        LEVEL_DECODERS[kind]((1, 2, 2), 1)[0]()

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from ppgen import distributions
-from ppgen.distributions import AffineFlow, LowRankNormal, Mixture, NormalizingFlow
+from ppgen.distributions import AffineFlow, ContinuousBernoulli, FullNormal, LowRankNormal, Mixture, NormalizingFlow
 
 
 def gaussians(*batch, d, dtype=torch.float32, requires_grad=False):
@@ -178,6 +178,23 @@ def test_flow_draws_made_without_gradients_are_constants_whose_density_has_one()
     torch.testing.assert_close(got, z.log())  # of log N(log z; loc, 1)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("kind", ["flow", "full"])
+def test_a_draw_that_is_edited_in_place_is_scored_as_it_is_then(kind, grad):
+    scale_tril = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [0.1, -1.0, 0.5]])
+    own = flow() if kind == "flow" else FullNormal(torch.ones(3), scale_tril)
+    with torch.set_grad_enabled(grad):
+        z = own.rsample()
+        z[..., 0] += 2.0
+        torch.testing.assert_close(own.log_prob(z), own.log_prob(z.clone()))
+        z = own.rsample()
+        torch.testing.assert_close(own.log_prob(z), own.log_prob(z.clone()), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():  # where a tensor does not count its edits
+        z = own.rsample()
+        z += 2.0
+        torch.testing.assert_close(own.log_prob(z), own.log_prob(z.clone()))
+
+
 def test_affine_flow_has_the_transformed_mean():
     base = dist.Normal(torch.tensor([1.0, 2.0]), 1.0).to_event(1)
     mean = AffineFlow(base, torch.distributions.AffineTransform(1.0, 3.0)).expand((5,)).mean
@@ -205,3 +222,20 @@ def test_a_covariance_of_low_rank_is_precise_in_float32(log_scale):
     single, double = LowRankNormal(*parameters), dist.LowRankMultivariateNormal(*(p.double() for p in parameters))
     value = single.sample((100,))
     torch.testing.assert_close(single.log_prob(value).double(), double.log_prob(value.double()), rtol=0, atol=0.05)
+
+
+def test_a_mixture_of_scalars_without_a_batch_has_a_mean():
+    mixture = Mixture(torch.zeros(3), Normal(torch.tensor([0.0, 1.0, 5.0]), 1.0))
+    assert mixture.mean.item() == pytest.approx(2.0)
+
+
+def test_the_mean_of_a_continuous_bernoulli_has_its_gradient_at_any_logit():
+    """By symmetry μ(−l) = 1 − μ(l), and far out μ(l) = 1 − 1 / l."""
+    logits = torch.tensor([-1000.0, -100.0, -89.0, -3.0, 3.0, 89.0, 100.0, 1000.0], requires_grad=True)
+    mean = ContinuousBernoulli(logits).mean
+    (slope,) = torch.autograd.grad(mean.sum(), logits)
+    torch.testing.assert_close(mean, 1 - mean.flip(0))
+    torch.testing.assert_close(slope, slope.flip(0))
+    torch.testing.assert_close(slope[:3], logits[:3].detach() ** -2)
+    expected = 1 / 9 - torch.tensor(-3.0).exp() / (1 - torch.tensor(-3.0).exp()) ** 2
+    torch.testing.assert_close(slope[3], expected)

@@ -15,6 +15,13 @@ from .outputs import check_channels, event_rank, parameters, widen
 LOG_SCALE_RANGE = (-7.0, 5.0)
 
 
+def _several(num_levels: int) -> int:
+    """The number of levels, where the distance of two is divided by."""
+    if positive_integer("num_levels", num_levels) < 2:
+        raise ValueError(f"num_levels must be at least 2 (binary data), got {num_levels}.")
+    return num_levels
+
+
 class Categorical(nn.Module):
     r"""Independent categorical variables over integer levels.
 
@@ -78,7 +85,7 @@ class DiscretizedLogistic(nn.Module):
         batch: leading axes of z, event: the shape of x.
 
     Raises:
-        ValueError: a network with an odd number of channels.
+        ValueError: a network with an odd number of channels, or less than two levels.
 
     Example:
         >>> import torch
@@ -90,7 +97,7 @@ class DiscretizedLogistic(nn.Module):
     def __init__(self, net: nn.Module, num_levels: int = 256) -> None:
         super().__init__()
         self.net = net
-        self.num_levels = positive_integer("num_levels", num_levels)
+        self.num_levels = _several(num_levels)
         check_channels("decoders.DiscretizedLogistic", net, 2)
 
     @staticmethod
@@ -125,7 +132,7 @@ class LogisticMixture(nn.Module):
         batch: leading axes of z, event: (C, H, W).
 
     Raises:
-        ValueError: a network with another number of channels.
+        ValueError: a network with another number of channels, or less than two levels.
 
     Example:
         >>> import torch
@@ -140,7 +147,7 @@ class LogisticMixture(nn.Module):
         self.net = net
         self.num_channels = positive_integer("num_channels", num_channels)
         self.num_components = positive_integer("num_components", num_components)
-        self.num_levels = positive_integer("num_levels", num_levels)
+        self.num_levels = _several(num_levels)
         out_shape = getattr(net, "out_shape", None)
         if out_shape is not None:
             needed = self._width(num_channels, num_components)

@@ -92,7 +92,7 @@ class Mixture(TorchDistribution):
         weights = self.logits.softmax(-1)
         weights = weights.reshape(*weights.shape, *[1] * self.event_dim)
         mean = (weights * self.components.mean).sum(-1 - self.event_dim)
-        return mean.expand(*self.batch_shape, *self.event_shape)
+        return mean.expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

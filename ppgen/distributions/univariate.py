@@ -67,7 +67,9 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         near, logits = self._away_from_zero()
-        return torch.where(near, 0.5 + self.logits / 12, -(-logits).expm1().reciprocal() - logits.reciprocal())
+        size = logits.abs()  # of a negative logit the mirror image, since exp(-logit) overflows
+        upper = -(-size).expm1().reciprocal() - size.reciprocal()
+        return torch.where(near, 0.5 + self.logits / 12, torch.where(logits > 0, upper, 1 - upper))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
