@@ -11,7 +11,8 @@ from torch import nn
 
 from ppgen import decoders, posteriors, priors
 from ppgen import nn as networks
-from ppgen.inference import dreg, elbo, fit, iwae, renyi, sticking_the_landing, stratified
+from ppgen.distributions import Mixture
+from ppgen.inference import dreg, elbo, fit, iwae, renyi, sticking_the_landing, stratified, warmup
 from ppgen.models import VAE, Custom
 from ppgen.pair import data_plate, sample
 
@@ -212,3 +213,93 @@ def test_strata_need_a_mixture():
     vae = pair()
     with pytest.raises(ValueError, match="draws its one latent from a mixture"):
         stratified()(vae.model, vae.guide, torch.randn(4, 3))
+
+
+def test_strata_of_weights_that_rows_share():
+    """Three components and three data: an axis of one could be taken for the other."""
+    logits = torch.tensor([1.0, 0.0, -1.0])
+
+    class Shared(nn.Module):
+        def __init__(self, expanded):
+            super().__init__()
+            self.net, self.expanded = nn.Linear(2, 6), expanded
+
+        def forward(self, x):
+            components = dist.Normal(self.net(x).unflatten(-1, (3, 2)), 0.5).to_event(1)
+            return Mixture(logits.expand(len(x), 3) if self.expanded else logits, components)
+
+    torch.manual_seed(0)
+    own = Shared(expanded=True)
+    other = Shared(expanded=False)
+    other.load_state_dict(own.state_dict())
+    for x in (torch.randn(3, 2), torch.randn(5, 2)):
+        found = []
+        for q in (own, other):
+            torch.manual_seed(1)
+            vae = VAE(priors.StandardNormal(2), Decoder(), q)
+            found.append(stratified()(vae.model, vae.guide, x).item())
+        assert found[0] == pytest.approx(found[1])
+
+
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(3)])
+def test_a_guide_with_dropout_is_refused_while_it_drops(loss):
+    """It would draw by one mask and be scored by another: no bound, which pays for masks that differ."""
+    net = nn.Sequential(nn.Linear(3, 32), nn.Dropout(0.5), nn.Linear(32, 6))
+    vae, x = VAE(priors.StandardNormal(3), Decoder(), posteriors.DiagNormal(net)), torch.randn(20, 3)
+    vae.eval()
+    assert loss(vae.model, vae.guide, x).isfinite()
+    vae.train()
+    with pytest.raises(ValueError, match=r"draw of 'z' another density in each run.*dropout in train mode"):
+        loss(vae.model, vae.guide, x)
+    assert all(p.requires_grad for p in vae.parameters())
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.raises(ValueError, match="dropout in train mode"):
+        fit(vae, x, loss=copy.deepcopy(loss), epochs=1)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    vae.eval()
+    assert loss(vae.model, vae.guide, x).isfinite()
+
+
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(3), stratified()])
+def test_programs_that_take_particles_for_data_are_refused(loss):
+    class AlongAxisOne(nn.Module):
+        def forward(self, z):
+            return dist.Normal(3 * torch.softmax(z, 1), 1.0).to_event(1)
+
+    vae = mixture_pair() if isinstance(loss, type(stratified())) else pair()
+    vae = VAE(vae.prior, AlongAxisOne(), vae.posterior)
+    with pytest.raises(ValueError, match="draws many particles at once, and this pair indexes or reshapes"):
+        loss(vae.model, vae.guide, torch.randn(6, 3))
+
+
+def test_the_score_function_has_a_signal_where_draws_weigh_nothing():
+    """Some classes are impossible under the prior: of log weights −∞ no difference may be taken."""
+    prior = torch.tensor([0.0, 0.0, -math.inf])
+    net = nn.Linear(1, 3)
+
+    def model(x):
+        with data_plate(x):
+            k = sample("k", dist.Categorical(logits=prior))
+            sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            sample("k", dist.Categorical(logits=net(x.unsqueeze(-1))))
+
+    discrete, x = Custom(model, guide, net=net), torch.tensor([0.3, 1.2])
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()
+    torch.manual_seed(0)
+    draws = [gradients(iwae(5), discrete, x) for _ in range(3000)]
+    finite = torch.stack([g for g in draws if g.isfinite().all()])
+    assert len(finite) > 0.97 * len(draws)  # a bound is −∞ only where all five draws of a datum weigh nothing
+    assert finite[:, -1].mean() > 3 * finite[:, -1].std() / len(finite) ** 0.5  # away from what is impossible
+
+
+def test_a_schedule_must_be_a_coefficient():
+    with pytest.raises(ValueError, match=r"beta must not be negative, got a schedule from 0\.0 to -1\.0"):
+        elbo(beta=warmup(steps=1, end=-1.0))
+    for name in ("start", "end"):
+        with pytest.raises(ValueError, match=f"warmup: {name} must be a finite number, got nan"):
+            warmup(3, **{name: math.nan})

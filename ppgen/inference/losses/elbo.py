@@ -77,6 +77,8 @@ class ELBO(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(beta, Schedule):
+            if min(beta.start, beta.end) < 0:
+                raise ValueError(f"beta must not be negative, got a schedule from {beta.start} to {beta.end}.")
             self.beta = beta
         else:
             if not (math.isfinite(beta) and beta >= 0):

@@ -60,12 +60,12 @@ class IWAE(nn.Module):
         if score is not None:
             signal = bound.detach()
             if k > 1:  # the bound if this sample's weight were the geometric mean of the others
-                w = log_w.detach()
-                others = (w.sum(0, keepdim=True) - w) / (k - 1)
-                held_out = w.repeat(k, 1, 1)
-                index = torch.arange(k, device=w.device)
-                held_out[index, index] = others
-                signal = signal - (held_out.logsumexp(1) - math.log(k))
+                held_out = log_w.detach().repeat(k, 1, 1)  # (k, k, N), each row about to lose its own
+                index = torch.arange(k, device=log_w.device)
+                held_out[index, index] = 0.0
+                held_out[index, index] = held_out.sum(1) / (k - 1)
+                without = held_out.logsumexp(1) - math.log(k)
+                signal = signal - torch.where(without.isfinite(), without, 0.0)  # where all others weigh nothing
             surrogate = (score * signal).sum(0).mean()
             loss = loss - surrogate + surrogate.detach()
         return loss

@@ -7,6 +7,7 @@ reparameterised gradient. Here it is left out: the guide is run once more on wha
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 
 from ppgen.distributions import Mixture
 from ppgen.inference.losses.loss import Measured
-from ppgen.inference.programs.modes import modules_of
-from ppgen.inference.programs.structure import Structure
-from ppgen.inference.programs.traces import PARTICLES, Program, log_prob, sites
+from ppgen.inference.programs.modes import modules_of, seeded, unmoved
+from ppgen.inference.programs.structure import Structure, check_vectorized
+from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, sites
 from ppgen.inference.programs.weights import combine, weigh
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import unadapted
+from ppgen.pair import tracing, unadapted
 
 __all__ = ["DReG", "Renyi", "StickingTheLanding", "Stratified", "dreg", "renyi", "sticking_the_landing", "stratified"]
 
@@ -85,6 +86,39 @@ def _held(guide: Program) -> Iterator[None]:
         )
 
 
+class _Scored(Measured):
+    """The structure of a pair, whose guide gives what it drew the same density in a second run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: weakref.WeakKeyDictionary[Any, list[bool]] = weakref.WeakKeyDictionary()
+
+    def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
+        structure = super().__call__(model, guide, *batch)
+        owner = getattr(guide, "__self__", guide)
+        modes = [part.training for module in modules_of(owner) for part in module.modules()]
+        if not tracing() and self.modes.get(owner) != modes:
+            _check_density(guide, batch)
+            self.modes[owner] = modes
+        return structure
+
+    def __deepcopy__(self, memo: Any) -> _Scored:
+        return _Scored()
+
+
+def _check_density(guide: Program, batch: Sequence[Any]) -> None:
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(getattr(guide, "__self__", guide)):
+        drawn = poutine.trace(guide).get_trace(*batch)
+        runs = [sites(poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*batch)) for _ in range(2)]
+        for name, site in runs[0].items():
+            if not torch.allclose(log_prob(site), log_prob(runs[1][name]), 1e-3, 1e-3, equal_nan=True):
+                raise ValueError(
+                    f"The guide gives the same draw of {name!r} another density in each run, so something in it is "
+                    "random beyond its sample sites, such as dropout in train mode. This objective scores draws in a "
+                    "second run: use elbo or iwae, or a guide without dropout."
+                )
+
+
 def _held_weights(
     model: Program, guide: Program, batch: Sequence[Any], num_particles: int, structure: Structure
 ) -> tuple[Tensor, list[Tensor]]:
@@ -93,6 +127,7 @@ def _held_weights(
         raise ValueError(
             "This objective takes pairs whose only plate is the data's and that enumerate nothing: use elbo or iwae."
         )
+    check_vectorized(structure, "This objective")
     plate = pyro.plate(PARTICLES, num_particles, dim=-2)
     weights: list[Tensor] = []
     with plate:
@@ -132,7 +167,8 @@ class StickingTheLanding(nn.Module):
 
     Raises:
         ValueError: a number of particles that is not a positive whole number; when called, a guide that is not
-            reparameterised, plates inside the data plate, or enumerated sites.
+            reparameterised or has dropout in train mode, plates inside the data plate, enumerated sites, or programs
+            that do not run under a plate of particles.
 
     Example:
         >>> loss = sticking_the_landing()
@@ -141,7 +177,7 @@ class StickingTheLanding(nn.Module):
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()
         self.num_particles = positive_integer("num_particles", num_particles)
-        self._measured = Measured()
+        self._measured = _Scored()
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -176,7 +212,7 @@ class DReG(nn.Module):
     def __init__(self, num_particles: int) -> None:
         super().__init__()
         self.num_particles = positive_integer("num_particles", num_particles)
-        self._measured = Measured()
+        self._measured = _Scored()
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -249,10 +285,10 @@ class _Stratify(poutine.messenger.Messenger):
             raise ValueError(
                 "stratified takes a guide of one mixture, and this one draws from a second: use elbo or iwae."
             )
-        strata = mixture.components.rsample()  # (N, K, *event)
-        event_dim = len(mixture.event_shape)
-        msg["value"], msg["done"] = strata.movedim(strata.dim() - event_dim - 1, 0), True
-        self.log_weights = mixture.logits.log_softmax(-1).movedim(-1, 0)  # (K, N)
+        shape = (*msg["fn"].batch_shape, mixture.logits.shape[-1])  # (N, K), also of parameters that rows share
+        strata = mixture.components.expand(shape).rsample()  # (N, K, *event)
+        msg["value"], msg["done"] = strata.movedim(len(shape) - 1, 0), True
+        self.log_weights = mixture.logits.log_softmax(-1).expand(shape).movedim(-1, 0)  # (K, N)
 
 
 class Stratified(nn.Module):
@@ -274,7 +310,8 @@ class Stratified(nn.Module):
 
     Raises:
         ValueError: (when called) a guide that does not draw its one latent from a mixture such as
-            ``posteriors.MixtureOfGaussians``, plates inside the data plate, or enumerated sites.
+            ``posteriors.MixtureOfGaussians``, plates inside the data plate, enumerated sites, or programs that do not
+            run under a plate of particles.
 
     Example:
         >>> loss = stratified()
@@ -290,6 +327,7 @@ class Stratified(nn.Module):
         structure = self._measured(model, guide, *batch)
         if structure.nesting != 1 or structure.enumerated:
             raise ValueError("stratified takes pairs whose only plate is the data's and that enumerate nothing.")
+        check_vectorized(structure, "stratified")
         with _Stratify() as strata:
             drawn = poutine.trace(guide).get_trace(*batch)
         if strata.log_weights is None or len([s for s in sites(drawn).values() if not s["is_observed"]]) != 1:

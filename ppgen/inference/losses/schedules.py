@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -86,7 +87,7 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
         end: the coefficient after the last.
 
     Raises:
-        ValueError: neither or both lengths are given, or the length is not positive.
+        ValueError: neither or both lengths are given, the length is not positive, or an end is not finite.
 
     Example:
         >>> beta = warmup(steps=4)
@@ -101,6 +102,9 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
     length = epochs if epochs is not None else steps
     if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
         raise ValueError(f"warmup: the length must be a positive number of epochs or steps, got {length!r}.")
+    for name, value in (("start", start), ("end", end)):
+        if not math.isfinite(value):
+            raise ValueError(f"warmup: {name} must be a finite number, got {value!r}.")
     return Schedule(start, end, epochs=epochs, steps=steps)
 
 
