@@ -97,3 +97,22 @@ def test_rows_come_first_whatever_plates_stand_inside_the_datas():
     for found in (sample(pair, 5), sample(pair, 5, mean=True)):
         assert found.shape == (5, 4, 3, 2)
         assert ((found - expected[0]).flatten(1).std(1) < 0.5).all()  # each row has one latent
+
+
+def test_draws_without_a_seed_are_others_at_each_call():
+    pair = pair_of(lambda z: dist.Normal(z, 1.0))
+    x = torch.randn(5)
+    calls = [
+        lambda **seed: sample(pair, 5, **seed),
+        lambda **seed: encode(pair, x, mean=False, **seed),
+        lambda **seed: decode(pair, x, mean=False, **seed),
+        lambda **seed: reconstruct(pair, x, mean=False, **seed),
+    ]
+    for call in calls:
+        torch.manual_seed(0)
+        first, second = call(), call()
+        assert not torch.equal(first, second)
+        torch.manual_seed(0)
+        assert torch.equal(call(), first)
+        state = torch.get_rng_state()
+        assert torch.equal(call(seed=3), call(seed=3)) and torch.equal(torch.get_rng_state(), state)

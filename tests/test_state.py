@@ -282,3 +282,16 @@ def test_no_doctest_changes_the_process_but_by_what_it_draws():
             doctest.testmod(module, optionflags=flags)
     after = everything()
     assert {key for key in before if before[key] != after[key]} <= {"torch's generator"}
+
+
+@pytest.mark.parametrize("call", [lambda: sample(vae(), 5, seed=7), lambda: log_likelihood(vae(), X, num_samples=30)])
+def test_the_generator_of_a_gpu_in_use_is_given_back_by_a_pair_on_the_cpu(call, monkeypatch):
+    """``torch.manual_seed`` seeds the GPU's, too; here a number stands for its state."""
+    gpu = {"state": 17}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: gpu["state"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: gpu.update(state=state))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: gpu.update(state=seed, seeded=True))
+    call()
+    assert gpu == {"state": 17, "seeded": True}

@@ -57,7 +57,7 @@ class Moved(TorchDistribution):
             try:
                 center = inverse(self.base.mean)
             except (NotImplementedError, AttributeError):
-                with seeded(0):
+                with seeded(0, self.shift.device):
                     center = inverse(self.base.sample((101,))).median(0).values
             return torch.where(center.isfinite(), center, 0.0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.traces import as_data, device_batch, sites
 from ppgen.nn.shapes import positive_integer
@@ -30,7 +30,7 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
         n: how many.
         y: the context of a conditional pair: n rows, or one row for all.
         mean: the mean of p(x | z, y) for each drawn latent, in place of a draw from it; a draw where it has none.
-        seed: of the noise; torch's generator as it stands if not given.
+        seed: of the noise; without it torch's generator goes on, and the next call draws others.
 
     Shape:
         (n, *event), on the CPU; plates inside the data's stand between the two, as in data that the model transposes.
@@ -100,14 +100,15 @@ def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: i
         seed: of the noise.
 
     Shape:
-        (N, latent_dim) for a single latent, otherwise a dictionary by site name; on the CPU.
+        (N, latent_dim) for a single latent, otherwise a dictionary by site name; on the CPU. Plates inside the data's
+        stand in front of N, as the guide draws them.
 
     Raises:
         ValueError: data that is empty or not finite, or a guide without latents.
     """
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
-    with evaluating(pair, seed):
+    with drawing(pair, seed):
         given = device_batch(pair, rows(slice(None)))
         guide = Mean()(pair.guide) if mean else pair.guide
         found = sites(poutine.trace(guide).get_trace(*given))
@@ -171,7 +172,7 @@ class Mean(poutine.messenger.Messenger):
 
 
 def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None) -> Tensor:
-    with evaluating(pair, seed), ExitStack() as stack:
+    with drawing(pair, seed), ExitStack() as stack:
         context = device_batch(pair, y)
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
         if not context:

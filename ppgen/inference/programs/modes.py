@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ppgen.inference.programs.turns import own_generators
+from ppgen.inference.programs.turns import own_generators, turn
 
 
 def modules_of(pair: Any) -> list[nn.Module]:
@@ -148,6 +148,17 @@ def _in_float32(value: Any) -> Any:
 def widened(device: torch.device) -> AbstractContextManager[Any]:
     """Under autocast: matrix products alone in fewer bits, and everything else in float32."""
     return _Widened() if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+@contextmanager
+def drawing(pair: Any, seed: int | None) -> Iterator[None]:
+    """As :func:`evaluating`; but without a seed torch's generator goes on, so that the next draws are others."""
+    if seed is not None:
+        with evaluating(pair, seed):
+            yield
+    else:
+        with turn, torch.no_grad(), training(pair, False):
+            yield
 
 
 @contextmanager

@@ -73,9 +73,14 @@ turn = _Turn()
 
 
 class _Generators:
-    """The states of torch's global generators, on the CPU and on one GPU."""
+    """The states of torch's global generators, on the CPU and on one GPU.
+
+    Which is the one that is in use where none is named: ``torch.manual_seed`` seeds that of a GPU, too.
+    """
 
     def __init__(self, device: torch.device | None) -> None:
+        if device is None and torch.cuda.is_initialized():
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.cpu: Tensor = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(device) if device is not None else None
