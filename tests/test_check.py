@@ -261,6 +261,30 @@ def test_an_exact_guide_is_believed_and_calibrated():
     assert str(found).endswith("Verdict: believed.")
 
 
+def test_calibration_is_by_coordinate_in_whatever_plates_they_stand():
+    """The guide is exact for two of three items and twenty times too narrow for the third."""
+    width = torch.tensor([1.0, 1.0, 0.05]) * 0.5**0.5
+
+    def model(x=None):
+        with data_plate(x), pyro.plate("items", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=None if x is None else x.T)
+
+    def guide(x):
+        with data_plate(x), pyro.plate("items", 3, dim=-2):
+            pyro.sample("z", dist.Normal(x.T / 2, width.unsqueeze(-1)))
+
+    x = 2**0.5 * torch.randn(40, 3)
+    found = trust(Custom(model, guide), x, num_simulated=2, num_temperatures=5, num_chains=2, num_samples=50)
+    outermost = found.calibration.outermost
+    assert (outermost[:2] < 0.2).all() and outermost[2] > 0.8, outermost
+
+
+def test_one_datum_has_no_gap_to_judge_by():
+    with pytest.raises(ValueError, match=r"num_simulated must be at least 2.*got 1"):
+        trust(FactorAnalysis(3, 1), torch.randn(5, 3), num_simulated=1)
+
+
 def test_discrete_latents_have_no_bounds_and_say_why():
     torch.manual_seed(0)
     found = trust(GaussianMixture(3, 2), torch.randn(50, 2))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.inference import Bounds, Estimate, bdmc, encode, log_likelihood, repaired_log_likelihood
 from ppgen.inference.evaluation.bidirectional import simulated
 from ppgen.inference.programs.modes import evaluating
-from ppgen.inference.programs.traces import device_batch
+from ppgen.inference.programs.traces import as_data, device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -239,7 +239,7 @@ def trust(
         batch: the data, and what they are given.
         context: what the model's own data are drawn for, at least ``num_simulated`` rows, of a conditional pair.
         num_samples: S.
-        num_simulated: data for the bounds.
+        num_simulated: data for the bounds, at least two.
         num_chains: of the bounds, per datum.
         num_temperatures: of the bounds.
         seed: of the noise.
@@ -254,7 +254,8 @@ def trust(
         >>> trust(fa, torch.randn(50, 5), num_simulated=5, num_temperatures=20).verdict
         'believed'
     """
-    positive_integer("num_simulated", num_simulated)
+    if positive_integer("num_simulated", num_simulated) < 2:
+        raise ValueError("num_simulated must be at least 2, since a gap of one datum has no standard error, got 1.")
     estimate = log_likelihood(pair, *batch, num_samples=num_samples, seed=seed)
     few = [member[:ROWS_OF_CHUNKS] for member in batch]
     whole, sliced = (log_likelihood(pair, *few, num_samples=250, seed=seed, memory=m).values for m in (None, 1))
@@ -311,6 +312,6 @@ def _calibration(pair: Pair, context: Sequence[Tensor], seed: int) -> Calibratio
         drawn = encode(pair, x, *given, mean=False, seed=seed + 1 + draw)
         named = drawn if isinstance(drawn, dict) else {next(iter(truth)): drawn}
         below = {name: below[name] + (named[name] < value) for name, value in truth.items()}
-    ranks = torch.cat([(rank / DRAWS).reshape(n, -1) for rank in below.values()], 1)
+    ranks = torch.cat([as_data(latents[name], rank / DRAWS).reshape(n, -1) for name, rank in below.items()], 1)
     outermost = ((ranks < 0.05) | (ranks > 0.95)).double().mean(0)
     return Calibration(outermost, ranks.double().mean(0), n)
