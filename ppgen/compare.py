@@ -13,6 +13,7 @@ from torch import nn
 
 from ppgen.inference import Estimate, latent_report, log_likelihood
 from ppgen.inference.execution.fingerprint import check_same_data
+from ppgen.inference.programs.modes import modules_of
 from ppgen.pair import Pair
 
 __all__ = ["Comparison", "Difference", "compare", "paired_difference", "rank"]
@@ -128,7 +129,7 @@ class Comparison:
 
     def write_csv(self, path: Path, refused: Sequence[dict[str, Any]] = ()) -> None:
         """Writes the rows as a table, and below them those that were refused, with their reason."""
-        columns = [*self.rows[0], *({"refused": None} if refused else {})]
+        columns = dict.fromkeys(name for row in [*self.rows, *refused] for name in row)  # details may be of some only
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
@@ -217,4 +218,4 @@ def rank(
 
 
 def _parameters(pair: Pair) -> list[nn.Parameter]:
-    return list(pair.parameters()) if isinstance(pair, nn.Module) else []
+    return list({id(p): p for module in modules_of(pair) for p in module.parameters()}.values())

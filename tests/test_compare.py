@@ -1,6 +1,7 @@
 """Comparisons of pairs with known likelihoods, and what their latents carry."""
 
 import copy
+import csv
 import math
 
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from torch import nn
 from ppgen.compare import compare, paired_difference, rank
 from ppgen.inference import ais, latent_report, log_likelihood, repaired_log_likelihood
 from ppgen.models import VAE
+from ppgen.pair import data_plate, sample
 
 
 class Fixed(nn.Module):
@@ -122,3 +124,38 @@ def test_an_ignored_latent_has_no_active_units():
     report = latent_report(pair, torch.randn(500, 2), num_samples=16)
     assert report.active_units == {"z": 0}
     assert report.kl["z"] == 0.0
+
+
+class Plain:
+    """An ordinary object, whose networks are attributes."""
+
+    def __init__(self, decoder=None):
+        self.net, self.decoder = nn.Linear(2, 4), nn.Linear(2, 2) if decoder is None else decoder
+
+    def model(self, x):
+        with data_plate(x):
+            z = sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with data_plate(x):
+            loc, log_scale = self.net(x).chunk(2, -1)
+            sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def test_networks_of_an_ordinary_object_are_counted_and_not_shared():
+    x, own = torch.randn(20, 2), Plain()
+    assert [row["parameters"] for row in compare({"own": own}, x, num_samples=30).rows] == [12 + 6]
+    with pytest.raises(ValueError, match="'own' and 'other' share parameters"):
+        compare({"own": own, "other": Plain(own.decoder)}, x, num_samples=30)
+
+
+def test_a_table_has_the_details_of_any_row(tmp_path):
+    x = torch.randn(20, 2)
+    for name in "ab":  # one of them is the best
+        compared = compare({"a": Plain(), "b": Plain()}, x, num_samples=30, details={name: {"epochs": 3}})
+        compared.write_csv(tmp_path / "table.csv", [{"name": "c", "refused": "why"}])
+        with (tmp_path / "table.csv").open() as file:
+            table = {row["name"]: row for row in csv.DictReader(file)}
+        assert table[name]["epochs"] == "3" and table["c"]["refused"] == "why"
+        assert table["b" if name == "a" else "a"]["epochs"] == ""
