@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run_guide, sites
+from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run_guide, sites, support
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
@@ -121,7 +121,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
             prior = sites(poutine.trace(pair.model).get_trace(*given)) if found else {}
             for name, site in found.items():
                 z = site["value"]
-                if name not in prior or prior[name]["is_observed"] or not z.is_floating_point():
+                if name not in prior or prior[name]["is_observed"] or support(site["fn"]).is_discrete:
                     continue
                 both = (value.expand(len(block[0]), *z.shape[1:]) for value in (z, prior[name]["value"]))
                 q, p = (value.reshape(len(block[0]), -1).double().cpu() for value in both)

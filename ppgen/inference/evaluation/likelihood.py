@@ -147,7 +147,8 @@ def log_likelihood(
         batch: the data, each member with N rows.
         mask: True where the first member was observed, of its shape: the likelihood is that of the observed elements,
             with the missing ones (which may be NaN) integrated out. For pairs that take a mask, as the library's do.
-        num_samples: S, draws per datum. With fewer than 25 there is no k-hat, and no estimate is called reliable.
+        num_samples: S, draws per datum. With fewer than 25 there is no k-hat, and no estimate is called
+            reliable unless all weights of a datum agree, as those of an exact guide do.
         seed: of the noise.
         compile: whether the pair's programs are compiled; by default where the work, which is measured in bytes and
             not in seconds, is some minutes of it. What cannot be compiled runs in eager, and says so once.
