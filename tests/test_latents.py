@@ -191,9 +191,3 @@ def test_too_few_data_are_refused():
         latent_report(gaussian(), data(5), num_aggregate=1)
     with pytest.raises(ValueError, match="at least two data, got 1"):
         energy_distance(gaussian(), data(1))
-
-
-def test_the_energy_distance_is_of_continuous_sites():
-    q = posteriors.Categorical(nn.MLP(6, posteriors.Categorical.num_outputs(3)), 3)
-    vae = models.VAE(priors.Categorical(3), decoders.Bernoulli(nn.MLP(3, 6)), q)
-    assert energy_distance(vae.eval(), torch.ones(10, 6)) == {}

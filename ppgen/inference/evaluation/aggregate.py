@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run_guide, sites, support
+from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run_guide, sites
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
@@ -85,7 +85,7 @@ def mutual_information_and_kl(pair: Pair, *batch: Any, seed: int = 0) -> tuple[f
 
 
 def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
-    r"""How far the aggregate posterior is from the prior, by continuous latent, from one draw of each per datum.
+    r"""How far the aggregate posterior is from the prior, by latent, from one draw of each per datum.
 
     .. math:: 2\,\mathbb{E}\lVert z - z' \rVert - \mathbb{E}\lVert z_1 - z_2 \rVert
         - \mathbb{E}\lVert z'_1 - z'_2 \rVert, \qquad z \sim q(z), \quad z' \sim p(z)
@@ -103,7 +103,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
         seed: of the noise.
 
     Shape:
-        A number for each continuous latent site, in the latent's own units.
+        A number for each latent site of real vectors (continuous ones, one-hot classes), in the latent's own units.
 
     Raises:
         ValueError: fewer than two data, or plates inside the data plate.
@@ -121,7 +121,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
             prior = sites(poutine.trace(pair.model).get_trace(*given)) if found else {}
             for name, site in found.items():
                 z = site["value"]
-                if name not in prior or prior[name]["is_observed"] or support(site["fn"]).is_discrete:
+                if name not in prior or prior[name]["is_observed"] or not z.is_floating_point():
                     continue
                 both = (value.expand(len(block[0]), *z.shape[1:]) for value in (z, prior[name]["value"]))
                 q, p = (value.reshape(len(block[0]), -1).double().cpu() for value in both)

@@ -34,8 +34,8 @@ class LatentReport:
         mutual_information: I(x; z) of all latents together, in nats, at most log N; None if not asked for.
         aggregate_kl: KL(q(z) ‖ p(z)) of all latents together, in nats; None if not asked for, or if it is not defined:
             the prior depends on the datum, or the model draws latents that the guide does not.
-        energy_distance: between the aggregate posterior and the prior, by continuous site, in the latent's own units,
-            without bias (so that it can be slightly negative); None if not asked for.
+        energy_distance: between the aggregate posterior and the prior, by site of real vectors, in the latent's own
+            units, without bias (so that it can be slightly negative); None if not asked for.
     """
 
     kl: dict[str, float]
