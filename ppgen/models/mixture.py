@@ -163,9 +163,6 @@ class GaussianMixture(nn.Module):
         Raises:
             ValueError: fewer rows than components, or rows that are not finite.
         """
-        from sklearn.cluster import KMeans  # slow to import, and only a start needs it
-        from sklearn.exceptions import ConvergenceWarning
-
         if len(x) < self.num_components:
             raise ValueError(
                 f"A start with num_components={self.num_components} needs at least as many rows, got {len(x)}: give "
@@ -174,6 +171,10 @@ class GaussianMixture(nn.Module):
         x = self._checked(x, mask)
         if not x.isfinite().all():
             raise ValueError("x holds values that are not finite: drop the rows, or mask the entries.")
+
+        from sklearn.cluster import KMeans  # slow to import, and only a start needs it
+        from sklearn.exceptions import ConvergenceWarning
+
         seen = torch.ones_like(x) if mask is None else mask.double()
         origin = x.sum(0) / seen.sum(0).clamp(min=1)
         x = observed(x - origin, mask)
