@@ -7,19 +7,12 @@ from torch.distributions import Distribution
 
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
-from ppgen.nn.shapes import Shape, positive_integer
+from ppgen.nn.shapes import Shape, positive_integer, several_levels
 
 from .outputs import check_channels, event_rank, parameters, widen
 
 # Logistic scales, where levels run over [-1, 1]: at -7 all mass is in one bin.
 LOG_SCALE_RANGE = (-7.0, 5.0)
-
-
-def _several(num_levels: int) -> int:
-    """The number of levels, where the distance of two is divided by."""
-    if positive_integer("num_levels", num_levels) < 2:
-        raise ValueError(f"num_levels must be at least 2 (binary data), got {num_levels}.")
-    return num_levels
 
 
 class Categorical(nn.Module):
@@ -97,7 +90,7 @@ class DiscretizedLogistic(nn.Module):
     def __init__(self, net: nn.Module, num_levels: int = 256) -> None:
         super().__init__()
         self.net = net
-        self.num_levels = _several(num_levels)
+        self.num_levels = several_levels("num_levels", num_levels)
         check_channels("decoders.DiscretizedLogistic", net, 2)
 
     @staticmethod
@@ -147,7 +140,7 @@ class LogisticMixture(nn.Module):
         self.net = net
         self.num_channels = positive_integer("num_channels", num_channels)
         self.num_components = positive_integer("num_components", num_components)
-        self.num_levels = _several(num_levels)
+        self.num_levels = several_levels("num_levels", num_levels)
         out_shape = getattr(net, "out_shape", None)
         if out_shape is not None:
             needed = self._width(num_channels, num_components)

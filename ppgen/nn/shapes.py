@@ -174,8 +174,8 @@ def flatten_event(x: Tensor, context: Sequence[Tensor], in_shape: tuple[int, ...
 
 def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     """Data as a network likes them: levels 0, ..., levels - 1 mapped to [-1, 1], in the type of their weights."""
-    if levels is not None and positive_integer("levels", levels) < 2:
-        raise ValueError(f"levels must be at least 2, 0 and 1, got {levels}.")
+    if levels is not None:
+        several_levels("levels", levels)
     if x.dtype != dtype:
         x = x.to(dtype)
     return x if levels is None else x * (2 / (levels - 1)) - 1
@@ -193,3 +193,10 @@ def positive_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
     return operator.index(value)
+
+
+def several_levels(name: str, value: object) -> int:
+    """The value, if it is a number of levels that can be told apart; otherwise a ValueError that names it."""
+    if (number := positive_integer(name, value)) < 2:
+        raise ValueError(f"{name} must be at least 2 (binary data), got {value!r}.")
+    return number

@@ -13,7 +13,7 @@ from ppgen.inference.programs.modes import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.training.optimizers import check_step, load_optimizer
+from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
 from ppgen.inference.training.svi import OptimizerFactory
 from ppgen.nn.shapes import positive_integer
 
@@ -118,13 +118,8 @@ class Adversarial:
                 f"{name} must be a torch optimiser or a function of parameters that makes one, got {given!r}."
             )
         check_step(optimizer, name)
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in trained for _, p in parameters):
-            side = "discriminator" if name == "critic_optimizer" else "generator"
-            raise ValueError(
-                f"{name} holds none of the {side}'s parameters, so that it would not be trained: make it of this "
-                "model's parameters, or give a function that makes one of the parameters that it is given."
-            )
+        side = "discriminator" if name == "critic_optimizer" else "generator"
+        check_holds(optimizer, name, [p for _, p in parameters], side)
         return optimizer
 
     @in_turn

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_step", "load_optimizer"]
+__all__ = ["check_holds", "check_step", "load_optimizer"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,20 @@ def check_step(optimizer: torch.optim.Optimizer, name: str) -> None:
         raise TypeError(
             f"{name} is {type(optimizer).__name__}, whose step evaluates the loss several times by a closure, where a "
             "batch gives it one gradient: take torch.optim.Adam or another whose step() needs no closure."
+        )
+
+
+def check_holds(optimizer: torch.optim.Optimizer, name: str, parameters: Iterable[Tensor], owner: str) -> None:
+    """Makes sure that an optimiser trains something of what it is for.
+
+    Raises:
+        ValueError: it holds none of the owner's parameters.
+    """
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in trained for parameter in parameters):
+        raise ValueError(
+            f"{name} holds none of the {owner}'s parameters, so nothing would be trained: make it of this {owner}'s "
+            "parameters, or give a function that makes one of the parameters that it is given."
         )
 
 

@@ -22,7 +22,7 @@ from ppgen.inference.programs.parameters import foreign, showing, trained
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
-from ppgen.inference.training.optimizers import check_step, load_optimizer
+from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]
@@ -165,12 +165,7 @@ class SVI:
                 "lambda parameters: torch.optim.Adam(parameters, lr=1e-3), say."
             )
         check_step(optimizer, "optimizer")
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in trained for parameter in self.parameters):
-            raise ValueError(
-                "optimizer holds none of the pair's parameters, so nothing would be trained: make it of this pair's "
-                "parameters, or give a function that makes one of the parameters that it is given."
-            )
+        check_holds(optimizer, "optimizer", self.parameters, "pair")
         for group in optimizer.param_groups:
             if not math.isfinite(lr := float(group["lr"])):
                 raise ValueError(f"optimizer has the learning rate lr={lr}: it must be a finite number.")
