@@ -74,7 +74,6 @@ def precision_recall(real: Any, generated: Any, *, features: Features | None = N
         ValueError: events of different shapes, values that are not finite, or fewer than k + 1 rows.
     """
     real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
-    real, generated = _centred(real, generated)
     samples_inside, _ = _inside(real, _radii(real, k), generated)
     data_inside, _ = _inside(generated, _radii(generated, k), real)
     return _score("precision", samples_inside > 0, real, generated), _score("recall", data_inside > 0, real, generated)
@@ -107,7 +106,6 @@ def density_coverage(real: Any, generated: Any, *, features: Features | None = N
         ValueError: events of different shapes, values that are not finite, or fewer than k + 1 data or samples.
     """
     real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
-    real, generated = _centred(real, generated)
     samples_inside, covered = _inside(real, _radii(real, k), generated)
     return _score("density", samples_inside / k, real, generated), _score("coverage", covered, real, generated)
 
@@ -138,11 +136,13 @@ def frechet_distance(real: Any, generated: Any, *, features: Features | None = N
         ValueError: events of different shapes, values that are not finite, or fewer than two rows.
     """
     real, generated = _features(real, generated, features, at_least=2)
-    (mean_r, cov_r), (mean_g, cov_g) = ((x.mean(0), torch.cov(x.T).reshape(x.shape[1], -1)) for x in (real, generated))
-    values, vectors = torch.linalg.eigh(cov_r)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_g @ root).clamp(min=0).sqrt().sum()
-    squared = (mean_r - mean_g).square().sum() + cov_r.trace() + cov_g.trace() - 2 * cross
+    means = real.mean(0), generated.mean(0)
+    roots = [_root(x - mean) for x, mean in zip((real, generated), means, strict=True)]
+    # The trace of the root is the sum of the singular values of a product of roots: to take roots of eigenvalues
+    # would halve the digits.
+    cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    squared = (means[0] - means[1]).square().sum() + sum(root.square().sum() for root in roots) - 2 * cross
+    squared = squared.clamp(min=0)  # rounding alone is below
     return _score("Fréchet distance", squared, real, generated)
 
 
@@ -179,6 +179,11 @@ def kernel_distance(real: Any, generated: Any, *, features: Features | None = No
     return _score("kernel distance", _squared_mmd(real, generated), real, generated, error)
 
 
+def _root(centred: Tensor) -> Tensor:
+    """A matrix R with R'R the covariance of centred rows."""
+    return torch.linalg.qr(centred / math.sqrt(len(centred) - 1), mode="r").R
+
+
 def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     def total(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([(rows @ y.T / x.shape[1] + 1).pow(3).sum() for rows in x.split(ROWS)]).sum()
@@ -190,22 +195,26 @@ def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     return others(a) + others(b) - 2 * total(a, b) / (len(a) * len(b))
 
 
-def _centred(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    """Both counted from the data's mean: distances by matrix products lose their digits far from zero."""
-    mean = real.mean(0)
-    return real - mean, generated - mean
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Of each row to each, by differences: matrix products are quicker, and lose digits where rows are near another."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """The distance of each row to its k-th neighbour; the row itself is the nearest."""
-    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(ROWS)])
+    """The distance of each row to its k-th neighbour; the row itself is the nearest.
+
+    Levels and grids have many rows at one distance, of which rounding (to float32, before they came here) must not put
+    some inside and others outside: so a radius is longer by a hundred-thousandth.
+    """
+    found = [_distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(ROWS)]
+    return torch.cat(found) * (1 + 1e-5)
 
 
 def _inside(centres: Tensor, radii: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """In how many of the balls each point lies, and whether each ball holds a point."""
     counts, held = torch.zeros(len(points), dtype=torch.long), []
     for rows, radius in zip(centres.split(ROWS), radii.split(ROWS), strict=True):
-        inside = torch.cdist(rows, points) <= radius[:, None]
+        inside = _distances(rows, points) <= radius[:, None]
         counts += inside.sum(0)
         held.append(inside.any(1))
     return counts, torch.cat(held)
