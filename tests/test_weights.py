@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 
-from ppgen.inference import dreg, elbo, iwae, log_likelihood, log_weights, renyi, sticking_the_landing
+from ppgen.inference import ais, dreg, elbo, iwae, log_likelihood, log_weights, renyi, sticking_the_landing
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -324,3 +324,23 @@ def test_a_scale_of_what_is_summed_out_is_refused_inside_the_bound():
     with pytest.raises(ValueError, match=r"\['k', 'x'\] are summed out .* poutine.scale .* elbo\(\)"):
         iwae(2)(pair.model, pair.guide, torch.randn(4))
     assert torch.isfinite(log_weights(pair, torch.randn(4), num_samples=1)).all()
+
+
+def pixels(x):
+    with data_plate(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("pixels", x.shape[1], subsample_size=2, dim=-2) as i:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[i])
+
+
+def shifted(x):
+    with data_plate(x):
+        pyro.sample("z", dist.Normal(pyro.param("shift", torch.zeros(())), 1.0))
+
+
+def test_a_part_of_each_datum_has_no_likelihood():
+    pair, x = Custom(pixels, shifted), torch.randn(3, 6)
+    assert elbo()(pair.model, pair.guide, x).isfinite()
+    for refused in (lambda: iwae(3)(pair.model, pair.guide, x), lambda: ais(pair, x)):
+        with pytest.raises(ValueError, match=r"plate 'pixels', inside the data plate, has a subsample.*or elbo\(\)"):
+            refused()

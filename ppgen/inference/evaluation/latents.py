@@ -2,10 +2,12 @@ r"""What the latent does: how many nats it carries, and how many of its coordina
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent
@@ -16,6 +18,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, per_datum, run, sites
+from ppgen.inference.programs.weights import log_joint
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -27,10 +30,10 @@ class LatentReport:
     """What the latents of a pair carry, by site.
 
     Attributes:
-        kl: mean over the data of KL(q(z | x) ‖ p(z)), in nats.
+        kl: mean over the data of KL(q(z | x) ‖ p(z)), in nats; latents that are enumerated are summed out of p(z).
         active_units: coordinates whose posterior mean varies over the data by more than 0.01.
         kl_per_dimension: ``kl`` by coordinate, in nats, of the latent's shape (other plates first); its sum is ``kl``.
-            None where q or p does not factorise over coordinates: flows, mixtures, full covariances.
+            None where q or p does not factorise over coordinates: flows, mixtures, full covariances, enumeration.
         mutual_information: I(x; z) of all latents together, in nats, at most log N; None if not asked for.
         aggregate_kl: KL(q(z) ‖ p(z)) of all latents together, in nats; None if not asked for, or if it is not defined:
             the prior depends on the datum, or the model draws latents that the guide does not.
@@ -104,15 +107,17 @@ def latent_report(
         nesting, both = structure.nesting, programs(pair.model, pair.guide, structure)
         for block in rows.batches(100):
             given = device_batch(pair, block)
-            model_trace, guide_trace = run(*both, given, num_particles=num_samples, nesting=nesting)
+            settings = {"num_particles": num_samples, "nesting": nesting, "enumerate_model": structure.enumerated}
+            model_trace, guide_trace = run(*both, given, **settings)
             prior = sites(model_trace)
             shape = (num_samples, len(block[0]))
+            log_prior = _log_priors(model_trace, [n for n in prior if n in guide_trace.nodes], nesting, shape)
             for name, q in sites(guide_trace).items():
                 log_ratio = per_datum(log_prob(q), nesting, *shape)
                 # What an autoguide draws for a site is an auxiliary site of its own, with the density of the draw.
                 of = name.removesuffix("_unconstrained") if q["infer"].get("is_auxiliary") else name
                 if name in prior:
-                    log_ratio = log_ratio - per_datum(log_prob(prior[name]), nesting, *shape)
+                    log_ratio = log_ratio - log_prior[name]
                 divergence[of] = divergence.get(of, torch.zeros(())) + log_ratio.mean(0).sum().cpu()
                 part = _per_dimension(q, prior.get(name), nesting, len(block[0]))
                 dimensions[of] = _sum(dimensions[of], part) if of in dimensions else part
@@ -141,12 +146,30 @@ def latent_report(
     )
 
 
+def _log_priors(
+    model_trace: poutine.Trace, names: Sequence[str], nesting: int, shape: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Log p(z | the latents before it), (S, N), of each named site, sites that are enumerated summed out."""
+    found = sites(model_trace)
+    enumerated = [name for name, site in found.items() if site["infer"].get("_enumerate_dim") is not None]
+    if not enumerated:
+        return {name: per_datum(log_prob(found[name]), nesting, *shape) for name in names}
+    log_priors, before = {}, torch.zeros(())
+    for i, name in enumerate(names):
+        others = [n for n in found if n not in enumerated and n not in names[: i + 1]]
+        joint = log_joint(model_trace, names, nesting, shape, others)
+        log_priors[name], before = joint - before, joint
+    return log_priors
+
+
 def _per_dimension(q: Any, p: Any, nesting: int, num_data: int) -> Tensor | None:
     """E[log q − log p] by coordinate, summed over the data; None if one of the two does not factorise."""
     log_q, log_p = _elementwise(q), torch.zeros(()) if p is None else _elementwise(p)
     if log_q is None or log_p is None:
         return None
     ratio = (log_q - log_p.to(log_q.device)).double()
+    if ratio.dim() > nesting + 1 + len(q["fn"].event_shape):  # the prior is a sum over what is enumerated
+        return None
     ratio = ratio.reshape((1,) * (nesting + 1 + len(q["fn"].event_shape) - ratio.dim()) + ratio.shape)
     ratio = ratio.expand(*ratio.shape[:nesting], num_data, *ratio.shape[nesting + 1 :])
     return ratio.sum(nesting).mean(0).cpu()

@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.repeated import Given, Repeated
-from ppgen.inference.programs.structure import measure, programs
+from ppgen.inference.programs.structure import check_whole, measure, programs
 from ppgen.inference.programs.traces import is_point, log_prob, per_datum, run, sites, support
 from ppgen.pair import Pair
 
@@ -54,6 +54,7 @@ class Path:
         guide = pair.guide if start == "guide" else _nothing
         self.batch, self.start = batch, start
         structure = measure(pair.model, guide, *batch)
+        check_whole(structure, "the likelihood")
         self.model, self.guide = programs(pair.model, guide, structure)
         self.nesting = structure.nesting
         self.fixed: dict[str, Tensor] = {}  # what is drawn but is no latent: a plate's subsample

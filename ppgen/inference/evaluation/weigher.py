@@ -171,7 +171,11 @@ class Weigher:
         """Log q(z | x), (size, N), and the latents, as the guide draws them for a cell."""
         nesting = self.structure.nesting
         guide_trace = run_guide(self.pair.guide, block, num_particles=size, nesting=nesting)
-        drawn = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample" and n != PARTICLES}
+        drawn = {
+            name: site  # what is observed, or said to be deterministic, is nothing to replay
+            for name, site in guide_trace.nodes.items()
+            if site["type"] == "sample" and name != PARTICLES and not site["is_observed"]
+        }
         self._latents = [_Latent.of(name, site, nesting) for name, site in drawn.items()]
         log_q = log_proposal(guide_trace, nesting, (size, self._num_rows))[0]
         assert log_q is not None  # a random guide has a site

@@ -74,6 +74,13 @@ def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_p
     latents = [n for n, s in model_sites.items() if not s["is_observed"]]
     if unknown := [n for n in from_prior if n not in latents]:
         raise ValueError(f"from_prior names {unknown}, but the latent sites of the model are {latents}.")
+    sampled = [n for n, s in model_sites.items() if s["infer"].get("_enumerate_dim") and s["infer"].get("num_samples")]
+    if sampled:
+        raise ValueError(
+            f"The model marks {sampled} with infer={{'enumerate': …, 'num_samples': …}}, draws that would be summed as "
+            "if they were all values there are: leave num_samples out of a site with finitely many values, and sample "
+            "any other in the guide."
+        )
     left_out = [
         n
         for n in latents

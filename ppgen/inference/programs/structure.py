@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.traces import (
     Program,
     device_of_batch,
-    frame_of_data,
     is_point,
     length_of_batch,
     log_prob,
@@ -29,12 +29,13 @@ class Structure(NamedTuple):
     """What a first run shows of a pair."""
 
     nesting: int  # how many plate axes the pair itself uses
-    full_size: int | None  # of the data plate, before subsampling; None if it is as long as the batch, or on no axis
     random: bool  # whether the guide draws anything that could come out otherwise
     point: bool  # whether the guide proposes latents, but puts all of its mass on one point
     enumerated: bool  # whether a site asks to be enumerated in parallel
+    summed: tuple[str, ...]  # the model's latents that ask for it and that the guide does not draw
     sequential: bool  # whether a site asks to be enumerated one value after the other
     vectorized: bool  # whether the programs run under a plate of particles
+    part: str | None  # the plate inside the data plate that has some of its members only, if there is one
     refused: str | None  # why there are no weights per datum, if so: a latent that all data share
 
 
@@ -47,40 +48,48 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     check_axes(sites(model_trace), "model")
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
-    # Latents that all data share may have a plate of their own on that axis.
-    data = [site for site in found if site["is_observed"]] or found
-    frames = [f for site in data if (f := frame_of_data(site)) is not None]
     points = [is_point(site) for site in sites(guide_trace).values()]
-    # A plate that was given no size has −1 for it: then the batch says how many data there are.
-    full_size = max((size for f in frames if (size := f.full_size or f.size) > 0), default=None)
-    length = length_of_batch(batch)
     nesting = -min(dims, default=0)
+    left = [site for name, site in sites(model_trace).items() if name not in sites(guide_trace)]
     asked = {site["infer"].get("enumerate") for site in found if not site["is_observed"]}
     enumerated = "parallel" in asked
     return Structure(
         nesting=nesting,
-        full_size=None if full_size == length else full_size,  # the next batch may be of another length
         random=not all(points),
         point=bool(points) and all(points),
         enumerated=enumerated,
+        summed=tuple(s["name"] for s in left if not s["is_observed"] and s["infer"].get("enumerate") == "parallel"),
         sequential="sequential" in asked,
-        vectorized=enumerated or _vectorized(model, guide, batch, nesting),
+        vectorized=enumerated or _vectorized(model, guide, batch, nesting, _other_length(found, batch)),
+        part=next((f.name for site in found for f in site["cond_indep_stack"] if _is_part(f)), None),
         refused=_without_weights(sites(model_trace), sites(guide_trace)),
     )
 
 
-def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int) -> bool:
-    """Whether the programs run under a plate of particles, with the numbers that they have by rows.
+def _is_part(frame: Any) -> bool:
+    return frame.vectorized and frame.dim != -1 and (frame.full_size or frame.size) != frame.size
+
+
+def _other_length(found: Sequence[Any], batch: Sequence[Any]) -> int:
+    """A number of particles that no axis is as long as: a loop over an axis would not see that it took another one."""
+    plates = {frame.size for site in found for frame in site["cond_indep_stack"]}
+    tensors = [value for value in (*batch, *(site["value"] for site in found)) if isinstance(value, Tensor)]
+    lengths = plates.union(*(tensor.shape for tensor in tensors))
+    return next(length for length in count(2) if length not in lengths)
+
+
+def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int) -> bool:
+    """Whether the programs run under a plate of so many particles, with the numbers that they have by rows.
 
     Also where nothing else runs, so that what is wrong is said as usual.
     """
     owner = getattr(model, "__self__", model)
     with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner):
         try:
-            run(model, guide, batch, num_particles=2, nesting=nesting)
+            run(model, guide, batch, num_particles=particles, nesting=nesting)
         except Exception:  # whatever the program is not made for
             try:
-                run(Repeated(model), Repeated(guide), batch, num_particles=2, nesting=nesting)
+                run(Repeated(model), Repeated(guide), batch, num_particles=particles, nesting=nesting)
             except Exception:
                 return True
             return False
@@ -89,26 +98,26 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
     with torch.no_grad(), training(owner, False):
         try:
-            plain, values = _scores(model, guide, batch, nesting, {})
-            by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, values)
+            plain, values = _scores(model, guide, batch, nesting, particles, {})
+            by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, particles, values)
         except Exception:  # rows are not for it: a parameter for each datum, a subsample
             return True
     return all(torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain)
 
 
 def _scores(
-    model: Program, guide: Program, batch: Sequence[Any], nesting: int, values: dict[str, Tensor]
+    model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int, values: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The log-probabilities of two particles, by site of the guide and then of the model, and the latents themselves.
+    """The log-probabilities of some particles, by site of the guide and then of the model, and the latents themselves.
 
     Latents are those given, or drawn.
     """
     n = length_of_batch(batch)
     assert n is not None  # a plate axis has a length
-    with seeded(0, device_of_batch(batch)), Given(values, model, 2, n, nesting):
-        traces = run(model, guide, batch, num_particles=2, nesting=nesting)
+    with seeded(0, device_of_batch(batch)), Given(values, model, particles, n, nesting):
+        traces = run(model, guide, batch, num_particles=particles, nesting=nesting)
     found = [(f"{i} {name}", site) for i, trace in enumerate(reversed(traces)) for name, site in sites(trace).items()]
-    scores = {key: per_datum(log_prob(site), nesting, 2, n) for key, site in found}
+    scores = {key: per_datum(log_prob(site), nesting, particles, n) for key, site in found}
     return scores, {site["name"]: site["value"] for _, site in found if not site["is_observed"]}
 
 
@@ -129,6 +138,20 @@ def programs(model: Program, guide: Program, structure: Structure) -> tuple[Prog
     if structure.refused is not None:
         raise ValueError(structure.refused)
     return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
+
+
+def check_whole(structure: Structure, what: str) -> None:
+    """Makes sure that each datum is whole: parts of it, scaled or not, would stand inside the logarithm of a mean.
+
+    Raises:
+        ValueError: a plate inside the data plate has a subsample of its members.
+    """
+    if structure.part is not None:
+        raise ValueError(
+            f"The plate {structure.part!r}, inside the data plate, has a subsample of its members, a part of each "
+            f"datum, and {what} of a part is none of the datum: take all members (no subsample), or elbo(), which "
+            "scales the part."
+        )
 
 
 def check_vectorized(structure: Structure, what: str) -> None:

@@ -34,7 +34,7 @@ def sites(trace: poutine.Trace) -> dict[str, Any]:
     }
 
 
-def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
+def log_prob(site: Any, *, scaled: bool = False, masked: bool = True) -> Tensor:
     """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
     if "scored" in site:  # beforehand, under other circumstances
         return site["scored"]
@@ -48,7 +48,7 @@ def log_prob(site: Any, *, scaled: bool = False) -> Tensor:
             f"The site {site['name']!r} has events of shape {event}, and its value the shape {shape}: model, guide and "
             "data do not fit each other."
         ) from error
-    return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"])
+    return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"] if masked else None)
 
 
 def own_scale(site: Any) -> Any:
@@ -61,7 +61,8 @@ def own_scale(site: Any) -> Any:
 
 def per_datum(value: Tensor, nesting: int, num_particles: int, num_data: int) -> Tensor:
     """A site's log-probability summed over every plate but particles and data: shape (S, N)."""
-    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape)
+    beyond = max(value.dim() - nesting - 1, 0)  # axes of length 1, of sums over a single value
+    value = value.reshape((1,) * (nesting + 1 - value.dim()) + value.shape[beyond:])
     if nesting > 1:
         value = value.sum(tuple(range(-nesting, -1)))
     return value.expand(num_particles, num_data)
@@ -103,10 +104,10 @@ def run_model(
     """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
     if num_particles is not None and hasattr(model, "with_particles"):
         return model.with_particles(batch, num_particles, nesting, proposal)
-    replayed = poutine.replay(model, trace=proposal)
-    enumeration = EnumMessenger(first_available_dim=-2 - nesting) if enumerate_model else nullcontext()
-    with enumeration, _particles(num_particles, nesting):
-        return poutine.trace(replayed).get_trace(*batch)
+    if enumerate_model:  # inside of what replays, whose values may depend on what is summed out
+        model = EnumMessenger(first_available_dim=-2 - nesting)(model)
+    with _particles(num_particles, nesting):
+        return poutine.trace(poutine.replay(model, trace=proposal)).get_trace(*batch)
 
 
 def _particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppgen.inference.programs.hygiene import warn_of_train_mode
 from ppgen.inference.programs.refusals import check, check_pair
-from ppgen.inference.programs.structure import Structure, measure, programs
+from ppgen.inference.programs.structure import Structure, check_whole, measure, programs
 from ppgen.inference.programs.traces import Program, log_prob, own_scale, per_datum, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
@@ -39,7 +39,8 @@ def _enumerated(
     """Log Σ over the enumerated sites, per particle and datum, and the names of the sites that went into it.
 
     Plates inside the data plate are respected: a discrete site in such a plate is summed out before the product over
-    the plate is taken.
+    the plate is taken. A mask hides what depends on a site that is summed out, and not its own density: where nothing
+    is left to depend on it, that sums to one.
     """
     trace.symbolize_dims()
     found = {name: site for name, site in sites(trace).items() if name in names}
@@ -48,13 +49,16 @@ def _enumerated(
     used: set[str] = set()
     sizes: dict[str, int] = {}
     for name, site in found.items():
-        term = packed.pack(log_prob(site), site["infer"]["_dim_to_symbol"])
+        own = site["infer"].get("_enumerate_dim") is not None
+        term = packed.pack(log_prob(site, masked=not own), site["infer"]["_dim_to_symbol"])
         if sum_dims.isdisjoint(term._pyro_dims):
             continue
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         factors.setdefault(ordinal, []).append(term)
         sizes.update(zip(term._pyro_dims, term.shape, strict=True))
         used.add(name)
+    if not factors:  # sums over a single value, whose axes are none
+        return torch.zeros(shape), used
     target = frozenset(s for s, dim in trace.symbol_to_dim.items() if s in sizes and dim in (-1, -1 - nesting))
     total = contract_to_tensor(factors, sum_dims, target_ordinal=target, ring=LogRing(dim_to_size=sizes))
     return per_datum(packed.unpack(total, trace.symbol_to_dim), nesting, *shape), used
@@ -82,6 +86,8 @@ def weigh(
     An objective's are ``scaled``: ``poutine.scale`` weighs its terms. A likelihood's are made of densities.
     """
     model, guide = programs(model, guide, structure)
+    if scaled:
+        check_whole(structure, "an importance-weighted bound")
     # Without anything random every sample would be the same: one is computed, and stands for all.
     particles = num_samples if structure.random or from_prior else 1
     model_trace, guide_trace = run(
