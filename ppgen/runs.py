@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,33 +17,52 @@ from torch.utils._pytree import tree_leaves
 
 import ppgen
 from ppgen.catalogue import Recipe
-from ppgen.files import MANIFEST, check_manifest, parse_json, write_bytes, write_manifest
+from ppgen.files import MANIFEST, check_manifest, json_text, parse_json, write_bytes, write_manifest
 from ppgen.inference import History
 
 __all__ = ["Run", "begin_run", "load_run", "read_config", "save_run"]
 
 SCHEMA = 3
 CONFIG, MODEL, HISTORY = "config.json", "model.safetensors", "history.json"
+EVALUATION, JUDGEMENT, CHECK = "evaluation.json", "judgement.json", "check.json"  # what commands say of a model
 LARGEST = 2**20  # bytes of a configuration
 
 
 def begin_run(folder: Path, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any]) -> None:
     """Writes what a run is going to be, ``config.json``, from which training can be continued.
 
+    Of several processes that begin a run in the same folder one does, and the others are refused.
+
     Args:
         folder: made if it is not there.
         recipe: what its model is built from.
         data: name, binarisation and split of its data.
         training: the settings of its training.
+
+    Raises:
+        ValueError: there is a ``config.json`` in it already.
     """
+    content, path = _config(recipe, data, training), folder / CONFIG
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / CONFIG, _config(recipe, data, training))
+    try:
+        path.touch(exist_ok=False)  # looking whether it is there would let two through at once
+    except FileExistsError as error:
+        raise ValueError(
+            f"{folder} already holds a run, maybe one that has just begun: choose another folder, or remove that one."
+        ) from error
+    try:
+        write_bytes(path, content)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def save_run(
     folder: Path, pair: nn.Module, recipe: Recipe, *, data: dict[str, Any], training: dict[str, Any], history: History
 ) -> None:
     """Writes a run: ``config.json``, ``model.safetensors``, ``history.json``, and their SHA-256 in ``manifest.json``.
+
+    What commands have measured of an earlier model in the folder is removed.
 
     Args:
         folder: made if it is not there.
@@ -58,9 +76,10 @@ def save_run(
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{MODEL}.") as temporary:
         save_model(pair, f"{temporary}/{MODEL}")
         model = Path(temporary, MODEL).read_bytes()
-    losses = (json.dumps(asdict(history), indent=2) + "\n").encode()
+    losses = (json_text(asdict(history)) + "\n").encode()
     files = {MODEL: model, HISTORY: losses, CONFIG: _config(recipe, data, training)}
-    (folder / MANIFEST).unlink(missing_ok=True)  # of the same run after fewer epochs
+    for name in (MANIFEST, EVALUATION, JUDGEMENT, CHECK):  # of the same run after fewer epochs
+        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_bytes(folder / name, content)
     write_manifest(folder, files, SCHEMA)
@@ -68,7 +87,7 @@ def save_run(
 
 def _config(recipe: Recipe, data: dict[str, Any], training: dict[str, Any]) -> bytes:
     about = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": asdict(recipe), "data": data, "training": training}
-    return (json.dumps(about, indent=2) + "\n").encode()
+    return (json_text(about) + "\n").encode()
 
 
 class Run(NamedTuple):

@@ -6,14 +6,17 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command import call
 
-from ppgen import catalogue
+from ppgen import catalogue, data
 from ppgen.catalogue.training import keep_labels
+from ppgen.cli import lineup
+from ppgen.files import json_text
 from ppgen.inference import fit
 from ppgen.runs import load_run, save_run
 
@@ -98,6 +101,37 @@ def test_sample_writes_a_picture(run, capsys, tmp_path):
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_without_an_ending_is_called_what_it_becomes(run, capsys, tmp_path):
+    status, out, _ = call(capsys, "sample", run, "--num", 4, "--out", tmp_path / "mine")
+    assert status == 0 and f"4 samples in {tmp_path / 'mine.png'}" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+    status, _, err = call(capsys, "sample", run, "--num", 4, "--out", tmp_path)
+    assert status == 2 and f"--out {tmp_path} is a folder" in err
+
+
+def test_figures_that_are_no_numbers_are_null(run, capsys):
+    def no_json(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    status, out, err = call(capsys, "evaluate", run, "--num-samples", 5, "--num-data", 1, "--json")
+    assert status == 0, err
+    for text in (out, (run / "evaluation.json").read_text()):
+        assert json.loads(text, parse_constant=no_json)["data_standard_error"] is None
+    values = {"a": [float("nan"), 1.5], "b": (float("inf"), -float("inf"), 2), "c": True}
+    assert json.loads(json_text(values)) == {"a": [None, 1.5], "b": [None, None, 2], "c": True}
+
+
+def test_what_has_no_samples_is_told_so_before_anything_is_trained(capsys, tmp_path):
+    options = ["--latent-dim", 2, "--hidden", 8, "--channels", "2,3", "--epochs", 1, "--out", tmp_path / "ae"]
+    assert call(capsys, "train", "ae", *options)[0] == 0
+    status, out, _ = call(capsys, "check", tmp_path / "ae")
+    assert status == 0 and "no likelihood" in out and "judge" not in out
+    for arguments in (["judge", tmp_path / "ae"], ["sample", tmp_path / "ae", "--out", tmp_path / "s.png"]):
+        status, out, err = call(capsys, *arguments)
+        assert status == 2 and "is of ae, which has no prior to draw samples from" in err and err.count("\n") == 1
+    assert not (tmp_path / "s.png").exists()
+
+
 @pytest.mark.parametrize("prior", catalogue.PRIORS)
 @pytest.mark.parametrize("posterior", catalogue.POSTERIORS)
 def test_every_recipe_survives_the_disk(prior, posterior, tmp_path):
@@ -177,6 +211,38 @@ def test_a_model_of_classes_refuses_data_without(capsys, tmp_path):
 def test_a_recipe_names_the_setting_that_is_wrong(settings, facts):
     with pytest.raises(ValueError, match=facts):
         catalogue.Recipe("vae", (1, 4, 4), settings=settings)
+
+
+def test_data_of_one_class_are_data_without(capsys, tmp_path):
+    x, path = np.random.default_rng(0).normal(size=(80, 2)), tmp_path / "one.npz"
+    np.savez(path, data=x, labels=np.zeros(80, int))
+    run = ["--data", path, "--num-components", 2, "--epochs", 1, "--out", tmp_path / "r"]
+    status, _, err = call(capsys, "train", "gmm", *run)
+    assert status == 0, err
+    status, out, err = call(capsys, "judge", tmp_path / "r", "--num", 8, "--data", path, "--json")
+    assert status == 0 and "classifier_accuracy" not in json.loads(out), err
+
+
+def test_a_class_may_be_missing_in_the_training_data(capsys, tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "rare.npz"
+    parts = {name: rng.integers(0, 2, (30, 6)).astype(np.float32) for name in ("train", "validation", "test")}
+    labels = {f"{name}_labels": np.arange(30) % (3 if name == "test" else 2) for name in parts}
+    np.savez(path, **parts, **labels)
+    run = ["--data", path, "--latent-dim", 2, "--hidden", 4, "--epochs", 1, "--out", tmp_path / "r"]
+    status, _, err = call(capsys, "train", "cvae", *run)
+    assert status == 0, err
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["recipe"]["num_classes"] == 3
+    status, _, err = call(capsys, "evaluate", tmp_path / "r", "--num-samples", 5, "--data", path)
+    assert status == 0, err
+
+
+def test_a_mean_with_a_bound_in_it_is_one_and_a_single_seed_has_no_range():
+    runs = [{"seconds": 1.0, "log_likelihood": -1.0, "is_lower_bound": i > 0, "Fréchet_distance": i} for i in range(3)]
+    figures = lineup._summary(runs)
+    assert figures["is_lower_bound"] is True and figures["Fréchet_range"] == 2
+    figures = lineup._summary(runs[:1])
+    assert figures["is_lower_bound"] is False and figures["Fréchet_range"] is None
+    assert lineup._summary([{"seconds": 1.0}])["is_lower_bound"] is None
 
 
 @pytest.mark.slow
@@ -321,6 +387,12 @@ def test_a_comparison_is_not_overwritten(table, models, capsys, tmp_path):
     status, out, err = call(capsys, "compare", *models, "--out", tmp_path)
     assert status == 2 and f"--out {tmp_path}" in err and table in err and out == "" and err.count("\n") == 1
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of yesterday"]
+
+
+def test_the_readme_names_every_data_set():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (row,) = (line for line in readme.splitlines() if line.startswith("| data |"))
+    assert [name for name in data.describe() if f"`{name}`" not in row] == []
 
 
 def test_list_names_every_part(capsys):

@@ -43,6 +43,30 @@ COMMANDS = {
     "a device that is not here, for a GAN": ("train gan --device xpu:7 --out {tmp}/r", ["device", "xpu:7"]),
     "an output that is a file": ("train vae --epochs 1 --out {tmp}/notes.txt", ["notes.txt"]),
     "a part that cannot be imported": ("train vae --prior nowhere:Prior --out {tmp}/r", ["nowhere:Prior", "import"]),
+    "0/1 data for a model of real ones": (
+        "train gmm --data {tmp}/binary.npy --out {tmp}/r", ["binary values", "gmm is for real", "choose other data"],
+    ),
+    "0/1 data for a decoder of levels": (
+        "train vae --data {tmp}/binary.npy --decoder categorical --out {tmp}/r",
+        ["decoder categorical", "choose another --decoder (bernoulli)"],
+    ),
+    "data made binary for a model of real ones": (
+        "train gmm --binarize fixed --out {tmp}/r", ["gmm is for real data", "leave out --binarize"],
+    ),
+    "a prior of no epochs": ("train vqvae --epochs 1 --prior-epochs 0 --out {tmp}/r", ["--prior-epochs", "got 0"]),
+    "a prior of negative patience": (
+        "train vqvae --epochs 1 --prior-epochs 1 --prior-patience -1 --out {tmp}/r", ["--prior-patience", "got -1"],
+    ),
+    "models of one class": (
+        "train cvae --data {tmp}/alike.npz --out {tmp}/r", ["cvae is a model of data with classes", "all the same one"],
+    ),
+    "parts of models": ("compare --models vae --prior vamp --out {tmp}/r", ["--prior vamp", "--models"]),
+    "posteriors of models": ("compare --models vae --posterior iaf --out {tmp}/r", ["--posterior iaf", "--models"]),
+    "a model of models": ("compare --models vae --model hvae --out {tmp}/r", ["--model hvae", "--models"]),
+    "components of models": (
+        "compare --models vae --num-components 3 --out {tmp}/r", ["--num-components 3", "--models"],
+    ),
+    "seeds of parts": ("compare --seeds 3 --epochs 0 --out {tmp}/r", ["--seeds 3", "--models"]),
     "a run that is none": ("evaluate {tmp}/empty", ["empty", "config.json"]),
     "a run that is not there": ("sample {tmp}/nothing", ["nothing", "config.json"]),
     "a run without samples": ("evaluate {tmp}/empty --num-data 0", ["--num-data", "0"]),
@@ -54,6 +78,8 @@ def test_a_command_that_cannot_be_followed_says_why_in_one_line(name, tmp_path, 
     (tmp_path / "notes.txt").write_text("no data")
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "real.npy", REAL)
+    np.save(tmp_path / "binary.npy", REAL > 0)
+    np.savez(tmp_path / "alike.npz", data=REAL > 0, labels=np.zeros(60, int))
     np.save(tmp_path / "nan.npy", np.where(np.arange(360).reshape(60, 6) == 3 * 6 + 1, np.nan, REAL))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "real.npy").read_bytes()[:200])
     before = sorted(tmp_path.rglob("*"))

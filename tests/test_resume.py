@@ -2,13 +2,18 @@
 
 import json
 import signal
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from command import call
 from safetensors.torch import load_file
 
+from ppgen.catalogue import Recipe
+from ppgen.cli import train
 from ppgen.inference import EM, SVI, Adversarial
+from ppgen.inference.training.checkpoint import Checkpoints
+from ppgen.runs import CHECK, EVALUATION, JUDGEMENT, begin_run
 
 SMALL = ["--data", "digits", "--epochs", 3]
 # name: (its class of step, options, the step that is stopped)
@@ -129,6 +134,39 @@ def test_a_run_that_is_refused_leaves_the_folder_as_it_was(refusal, name, monkey
     status, _, err = call(capsys, "train", "vae", *options, "--epochs", 1, "--out", name)
     assert status == 2 and ("--lr" in err or "255" in err), err
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("moment", ["load", "build"])
+def test_of_two_runs_in_one_folder_one_is_refused_and_leaves_the_other_alone(moment, monkeypatch, capsys, tmp_path):
+    """Another begins while the data are loaded; or goes on with the run (--resume) that has only just begun."""
+    out, prepare, before = tmp_path / "r", getattr(train, moment), {}
+    with ExitStack() as other:
+
+        def meanwhile(*arguments):
+            if moment == "load":
+                begin_run(out, Recipe("gmm", (1, 8, 8)), data={"name": "digits"}, training={})
+            other.enter_context(Checkpoints(out / "checkpoints").alone())
+            (out / "log.txt").write_text("of the other")
+            before.update({path: path.is_file() and path.read_bytes() for path in out.rglob("*")})
+            return prepare(*arguments)
+
+        monkeypatch.setattr(train, moment, meanwhile)
+        status, _, err = call(capsys, "train", "gmm", *SMALL, "--num-components", 2, "--out", out)
+        assert status == 2 and ("already holds a run" if moment == "load" else "in use by another run") in err
+        after = {path: path.is_file() and path.read_bytes() for path in out.rglob("*")}
+        assert after.keys() == before.keys() and {out / "config.json", out / "checkpoints" / ".lock"} <= after.keys()
+        assert all(after[path].startswith(before[path]) for path in after if path.is_file())  # a log grows
+
+
+def test_what_was_measured_of_a_run_does_not_outlive_its_model(capsys, tmp_path):
+    out = tmp_path / "r"
+    assert call(capsys, "train", "gmm", "--epochs", 1, "--num-components", 2, "--out", out)[0] == 0
+    assert call(capsys, "evaluate", out)[0] == 0 and (out / EVALUATION).exists()
+    for name in (JUDGEMENT, CHECK):
+        (out / name).write_text("of one epoch")
+    status, _, err = call(capsys, "train", "--resume", out, "--epochs", 2)
+    assert status == 0, err
+    assert not {EVALUATION, JUDGEMENT, CHECK} & {path.name for path in out.iterdir()}
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen import data, decoders, models, nn, priors
+from ppgen import catalogue, data, decoders, models, nn, priors
+from ppgen.catalogue import training
 from ppgen.inference import (
     SVI,
+    History,
     decode,
     elbo,
     encode,
@@ -477,3 +479,33 @@ def test_the_grid_prior_is_uniform_until_it_learns():
     )
     frequencies = torch.nn.functional.one_hot(z, 5).float().mean(0)
     assert torch.allclose(learned.logits.softmax(-1), frequencies, atol=0.02)
+
+
+# By its name
+
+
+def named():
+    return catalogue.Recipe("vqvae", IMAGE, settings={"codebook_size": K, "filters": 4, "num_layers": 1}).build()
+
+
+def test_codes_and_their_prior_are_both_trained_as_the_options_say(monkeypatch):
+    asked = []
+
+    def recorded(pair, data, validation, **options):
+        asked.append(options)
+        return History(loss=[1.0], seconds=[2.0 + len(asked)])
+
+    monkeypatch.setattr(training, "variational", recorded)
+    options = {"epochs": 3, "prior_epochs": 4, "patience": 5, "prior_patience": 0, "compile": False}
+    history = training.vector_quantized(named(), (images(),), (images(),), **options)
+    chosen = [(each["epochs"], each["patience"], each["compile"]) for each in asked]
+    assert chosen == [(3, 5, False), (4, 0, False)]
+    assert sum(history.seconds) == 3.0 + 4.0
+
+
+def test_a_prior_that_cannot_be_trained_is_refused_before_the_codes_are():
+    pair = named()
+    before = pair.prior
+    with pytest.raises(ValueError, match="--prior-epochs must be a whole number of at least 1, got 0"):
+        training.vector_quantized(pair, (images(),), (images(),), epochs=1, prior_epochs=0)
+    assert pair.prior is before

@@ -26,7 +26,7 @@ class Observed(NamedTuple):
     Attributes:
         shape: event shape.
         num_levels: 2 for binary data, None for real values in [0, 1].
-        num_classes: of the labels, where there are any.
+        num_classes: of the labels, where there are two or more.
     """
 
     shape: tuple[int, ...]
@@ -48,10 +48,13 @@ class Observed(NamedTuple):
         """The number of classes.
 
         Raises:
-            ValueError: the data have no labels.
+            ValueError: the data have no labels, or all the same one.
         """
         if self.num_classes is None:
-            raise ValueError("This model is of data with classes, and these data have no labels: choose other data.")
+            raise ValueError(
+                "This model is of data with classes, and these data have no labels, or all the same one: choose other "
+                "data."
+            )
         return self.num_classes
 
     @property

@@ -41,6 +41,7 @@ class Model(NamedTuple):
         labels: of a model of data with classes, what its batches hold of them.
         reconstructs: whether its guide says which latent a datum has.
         scores: whether it has a likelihood.
+        samples: whether data can be drawn from it.
     """
 
     build: Callable[..., nn.Module]
@@ -52,6 +53,7 @@ class Model(NamedTuple):
     labels: Callable[[Tensor, int], Tensor] | None = None
     reconstructs: bool = True
     scores: bool = True
+    samples: bool = True
 
 
 _vectors = partial(Model, train=training.expectation_maximization, kind="real", flat=True)
@@ -100,7 +102,12 @@ MODELS: dict[str, Model] = {
     "fa": _vectors(models.fa, line="factor analysis, by EM", paper="Rubin & Thayer 1982"),
     "ppca": _vectors(models.ppca, line="probabilistic PCA, by EM", paper="Tipping & Bishop 1999"),
     "ae": Model(
-        neural.ae, training.variational, "autoencoder, convolutional", "Hinton & Salakhutdinov 2006", scores=False
+        neural.ae,
+        training.variational,
+        "autoencoder, convolutional",
+        "Hinton & Salakhutdinov 2006",
+        scores=False,
+        samples=False,
     ),
     "pixelcnn": Model(
         neural.pixelcnn,
@@ -224,15 +231,18 @@ class Recipe:
         """A batch as the model takes it, of data and their classes.
 
         Raises:
-            ValueError: the model is of data with classes, and there are none.
+            ValueError: the model is of data with classes, and there are none, or one only.
         """
         model = MODELS[self.model]
         if model.flat:
             return (x[:].flatten(1),)
         if model.labels is None:
             return (x,)
-        if classes is None or classes.dim() != 1:
-            raise ValueError(f"{self.model} is a model of data with classes, and these data have no labels.")
+        if classes is None or classes.dim() != 1 or self.num_classes is None:
+            raise ValueError(
+                f"{self.model} is a model of data with classes, and these data have no labels, or all the same one: "
+                "choose other data."
+            )
         return (x, model.labels(classes, self.observed.classes))
 
     def context(self, n: int) -> tuple[Tensor, ...]:

@@ -181,6 +181,7 @@ def vector_quantized(
     *,
     epochs: int = 100,
     prior_epochs: int = 50,
+    prior_patience: int = 10,  # a strong prior of few codes learns them by heart
     batch_size: int = 100,
     lr: float = 1e-3,
     patience: int = 0,
@@ -190,28 +191,35 @@ def vector_quantized(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> History:
-    """The codes under a uniform prior, then the prior of the codes that they have become."""
+    """The codes under a uniform prior, then the prior of the codes that they have become.
+
+    The history is that of the codes; the prior's losses are monitors, and the seconds are those of both.
+    """
+    for name, value, least in (("prior-epochs", prior_epochs, 1), ("prior-patience", prior_patience, 0)):
+        if value < least:  # said now, not when the codes are trained
+            raise ValueError(f"--{name} must be a whole number of at least {least}, got {value}.")
     prior, quantizer = pair.prior, pair.quantizer
     pair.prior = CategoricalGrid(quantizer.codebook_size, prior.event_shape)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "lr": lr,
-        "patience": patience,
         "seed": seed,
+        "device": device,
+        "compile": compile,
         "progress": progress,
     }
     folder = None if checkpoint is None else checkpoint / "codes"
-    history = variational(pair, data, validation, epochs=epochs, device=device, checkpoint=folder, **settings)
+    history = variational(pair, data, validation, epochs=epochs, patience=patience, checkpoint=folder, **settings)
     if checkpoint is not None:  # codes that were trained on are other data
         folder = checkpoint / f"prior-{len(history.loss)}"
     with seeded(seed):  # data may be drawn anew when they are read
         codes, watched = _codes(pair, data[0]), _codes(pair, validation[0])
     density = ExplicitDensity(prior)
-    settings["patience"] = patience or 10  # a strong prior of few codes learns them by heart
     of_codes = variational(
-        density, (codes,), (watched,), epochs=prior_epochs, device=device, checkpoint=folder, **settings
+        density, (codes,), (watched,), epochs=prior_epochs, patience=prior_patience, checkpoint=folder, **settings
     )
     pair.prior = prior
+    history.seconds += of_codes.seconds
     history.monitors["prior loss"] = of_codes.loss
     history.monitors["prior validation"] = of_codes.validation
     return history

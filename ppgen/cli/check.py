@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,8 @@ from ppgen.check import RUNGS, climb, trust
 from ppgen.check.trust import DATA_OF_CALIBRATION
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed
 from ppgen.cli.source import data_of
-from ppgen.files import write_json
-from ppgen.runs import load_run
+from ppgen.files import json_text, write_json
+from ppgen.runs import CHECK, load_run
 
 
 def check(
@@ -40,8 +39,10 @@ def check(
         raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
     pair, recipe, config = load_run(run, allow or ())
     if not MODELS[recipe.model].scores:
-        text = f"{recipe.model} has no likelihood, so there is none to check: see `ppgen judge {run}`."
-        print(json.dumps({"verdict": "no likelihood"}) if as_json else text)
+        text = f"{recipe.model} has no likelihood, so there is none to check"
+        if MODELS[recipe.model].samples:
+            text += f": see `ppgen judge {run}`"
+        print(json_text({"verdict": "no likelihood"}) if as_json else f"{text}.")
         return 0
     loaded = data_of(run, recipe, config, data_dir, allow or (), data)
     pair.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,8 +54,8 @@ def check(
         context = tuple(member[order] for member in context)
     found = trust(pair, *recipe.batch(x, labels), context=context, seed=seed)
     figures = {**found.summary(), "seed": seed}
-    write_json(run / "check.json", figures)
-    print(json.dumps(figures, indent=2) if as_json else found)
+    write_json(run / CHECK, figures)
+    print(json_text(figures) if as_json else found)
     return 0
 
 
@@ -65,5 +66,5 @@ def _ladder(seed: int, as_json: bool) -> int:
         if not as_json:
             print(rungs[-1], flush=True)
     if as_json:
-        print(json.dumps([{**rung._asdict(), "passed": rung.passed} for rung in rungs], indent=2))
+        print(json_text([{**rung._asdict(), "passed": rung.passed} for rung in rungs]))
     return int(not all(rung.passed for rung in rungs))

@@ -23,6 +23,7 @@ from ppgen.files import write_json
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
 COMPARABLE = [name for name, model in MODELS.items() if not model.flat and name != "ss-vae"]
+MODEL, SOME_PRIORS, SOME_POSTERIORS = "vae", "standard,mog,vamp,flow", "diagonal,full,householder,iaf"
 LatentDim: Any = option("latent_dim", 40)
 NumComponents: Any = option("num_components", 500)
 Hidden: Any = option("hidden", (300, 300))
@@ -33,11 +34,13 @@ def compare(
     models: Annotated[
         str | None, typer.Option(help=f"Compare models instead, some of {', '.join(COMPARABLE)}; or all.")
     ] = None,
-    model: Annotated[str, typer.Option(help=f"{', '.join(SWAPPING)}.")] = "vae",
-    prior: Annotated[str, typer.Option(help=f"Some of {', '.join(PRIORS)}; or all.")] = "standard,mog,vamp,flow",
+    model: Annotated[str | None, typer.Option(help=f"{', '.join(SWAPPING)} (default {MODEL}).")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help=f"Some of {', '.join(PRIORS)}; or all (default {SOME_PRIORS}).")
+    ] = None,
     posterior: Annotated[
-        str, typer.Option(help=f"Some of {', '.join(POSTERIORS)}; or all.")
-    ] = "diagonal,full,householder,iaf",
+        str | None, typer.Option(help=f"Some of {', '.join(POSTERIORS)}; or all (default {SOME_POSTERIORS}).")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="The folder for the table and the pictures; it must not hold one yet.")
     ] = Path("runs/compare"),
@@ -55,7 +58,10 @@ def compare(
     hidden: Hidden = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: Annotated[str, typer.Option(help=HELP["device"])] = "auto",
-    seeds: Annotated[int, typer.Option(help="With --models: how often each is trained, to see how stable it is.")] = 2,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="With --models: how often each is trained, to see how stable it is (default 2)."),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(help="Processes that share the combinations, a thread (and a GPU, if there are any) each.")
     ] = 1,
@@ -71,6 +77,9 @@ def compare(
 
     Example: ppgen compare --data digits --prior standard,vamp --posterior diagonal,iaf --out runs/compare
     """
+    _check_used(models, seeds, model=model, prior=prior, posterior=posterior, num_components=num_components)
+    model, seeds = MODEL if model is None else model, 2 if seeds is None else seeds
+    prior, posterior = SOME_PRIORS if prior is None else prior, SOME_POSTERIORS if posterior is None else posterior
     warmup = float(min(10, epochs // 2)) if warmup is None else warmup
     training: dict[str, Any] = {
         "epochs": epochs,
@@ -151,6 +160,18 @@ def compare(
         print(f"Refused: {row['name']}: {row['refused']}")
     print(verdict)
     print(f"Files in {out}: {', '.join(files)}")
+
+
+def _check_used(models: str | None, seeds: int | None, **parts: Any) -> None:
+    """Refuses what was typed for the other kind of comparison, and would not be used."""
+    if models is None and seeds is not None:
+        raise ValueError(f"--seeds {seeds} is for --models: without it each pair of parts is trained once, by --seed.")
+    for name, value in parts.items():
+        if models is not None and value is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value} is for a comparison of parts, and --models compares models with "
+                "the parts that they have by default: leave out one of the two."
+            )
 
 
 def _print_table(result: Comparison, title: str) -> None:

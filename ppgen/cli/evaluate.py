@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import torch
@@ -11,10 +10,10 @@ import typer
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of, error_rate
 from ppgen.decoders import bits_per_dim
-from ppgen.files import write_json
+from ppgen.files import json_text, write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.execution.distributed import processes
-from ppgen.runs import load_run
+from ppgen.runs import EVALUATION, load_run
 
 
 def evaluate(
@@ -49,9 +48,9 @@ def evaluate(
         figures["bits_per_dim"] = bits_per_dim(estimate.values.double().mean(), recipe.shape).item()
     if recipe.model == "ss-vae":
         figures["error_rate"] = error_rate(pair, x, y)
-    write_json(run / "evaluation.json", {**figures, "seed": seed})
+    write_json(run / EVALUATION, {**figures, "seed": seed})
     if as_json:
-        print(json.dumps(figures, indent=2))
+        print(json_text(figures))
     else:
         print(estimate)
         if "bits_per_dim" in figures:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from ppgen import data as datasets
-from ppgen.catalogue import Recipe
+from ppgen.catalogue import MODELS, Recipe
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
-from ppgen.cli.source import data_of
-from ppgen.files import write_json
+from ppgen.cli.source import data_of, num_classes
+from ppgen.files import json_text, write_json
 from ppgen.inference import sample
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
-from ppgen.runs import load_run
+from ppgen.runs import JUDGEMENT, load_run
 
 FEWEST = 6  # density and coverage look at the 5 nearest neighbours of each
 
@@ -45,6 +45,7 @@ def judge(
             f"--num must be at least {FEWEST}, since samples are compared with their neighbours, got {num}."
         )
     pair, recipe, config = load_run(run, allow or ())
+    check_samples(run, recipe)
     loaded = data_of(run, recipe, config, data_dir, allow or (), data)
     if len(loaded.test) < FEWEST:
         raise ValueError(
@@ -55,18 +56,32 @@ def judge(
     figures = {**report.summary(), "seconds_of_sampling": seconds, "seed": seed}
     if classifier is not None and loaded.test_labels is not None:
         figures["classifier_accuracy"] = classifier.accuracy(loaded.test, loaded.test_labels)
-    write_json(run / "judgement.json", figures)
+    write_json(run / JUDGEMENT, figures)
     if as_json:
-        print(json.dumps(figures, indent=2))
+        print(json_text(figures))
         return
     if "classifier_accuracy" in figures:
         print(f"classifier: {figures['classifier_accuracy']:.2%} of the test data right")
     print(report)
 
 
+def check_samples(run: Path, recipe: Recipe) -> None:
+    """Refuses a run of a model that has none.
+
+    Raises:
+        ValueError: nothing can be drawn from it.
+    """
+    if not MODELS[recipe.model].samples:
+        able = ", ".join(name for name, model in MODELS.items() if model.samples)
+        raise ValueError(
+            f"The run {run} is of {recipe.model}, which has no prior to draw samples from: take a run of another model "
+            f"({able})."
+        )
+
+
 def trained_classifier(loaded: datasets.Dataset, epochs: int, seed: int) -> Classifier | None:
     """A classifier of the data set, where it has classes."""
-    if loaded.train_labels is None or loaded.train_labels.dim() != 1:
+    if loaded.train_labels is None or num_classes(loaded) is None:
         return None
     steps = max(1, len(loaded.train) // 100)
     enough = max(epochs, -(-500 // steps))  # small data sets need more passes

@@ -66,7 +66,7 @@ def lineup(
                 pair, seconds = _trained(recipe, loaded, given, each)
                 print(f"{name}, seed {each}: {seconds:.0f} s of training", file=sys.stderr, flush=True)
                 figures = {"seconds": seconds, **_measured(pair, recipe, loaded, classifier, num_samples, each)}
-                if name != "ae" and name not in pictures:
+                if MODELS[name].samples and name not in pictures:
                     pictures[name] = visible(sample(pair, 36, *recipe.context(36), seed=each), recipe)
             except Exception as error:  # the others have their turn
                 print(f"{name}, seed {each}: {reason(error)}", file=sys.stderr, flush=True)
@@ -121,7 +121,7 @@ def _measured(
         figures["discrete_latent"] = not any(z.is_floating_point() for z in each)
         error = visible(reconstruct(pair, *test), recipe) - visible(test[0], recipe)
         figures["reconstruction_rmse"] = error.square().mean().sqrt().item()
-    if recipe.model != "ae":
+    if model.samples:
         report, seconds = judged(pair, recipe, loaded, classifier, len(loaded.test), seed)
         figures |= {**report.summary(), "seconds_of_sampling": seconds}
     return figures
@@ -139,10 +139,12 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         values = [run[name] for run in whole if name in run]
         figures[name] = sum(values) / len(values) if values else None
     distances = [run["Fréchet_distance"] for run in whole if "Fréchet_distance" in run]
-    figures["Fréchet_range"] = max(distances) - min(distances) if distances else None
+    figures["Fréchet_range"] = max(distances) - min(distances) if len(distances) > 1 else None
     shares = [min(run["class_shares"]) for run in whole if "class_shares" in run]
     figures["smallest_class_share"] = min(shares) if shares else None
-    for name in ("is_lower_bound", "latent", "discrete_latent"):
+    bounds = [run["is_lower_bound"] for run in whole if "is_lower_bound" in run]
+    figures["is_lower_bound"] = any(bounds) if bounds else None  # a mean with a bound in it is one
+    for name in ("latent", "discrete_latent"):
         figures[name] = next((run[name] for run in whole if name in run), None)
     refused = [run["refused"] for run in runs if "refused" in run]
     figures["refused"] = NOT_YET if not runs else refused[0] if refused else None
@@ -188,8 +190,9 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         if row["refused"]:
             print(f"Refused: {row['name']}: {row['refused']}")
     print(
-        "log p(x) in nats; –: the model has none. discrete: whether it gives discrete data a probability, and whether "
-        "its latent is discrete. Sharp and diverse: of samples against the test data, by the features of a classifier."
+        "log p(x) in nats; –: the model has none (and one seed no range). discrete: whether it gives discrete data a "
+        "probability, and whether its latent is discrete. Sharp and diverse: of samples against the test data, by the "
+        "features of a classifier."
     )
 
 

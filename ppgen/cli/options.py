@@ -66,6 +66,7 @@ HELP: dict[str, str] = {
     "codebook_size": "Codes.",
     "code_dim": "Numbers in the vector of a code.",
     "prior_epochs": "Passes over the codes that the prior is fitted with, at most.",
+    "prior_patience": "Epochs without a better validation loss before the prior's training stops; 0 for none.",
     "tolerance": "EM stops when an epoch gains less, in nats per datum.",
 }
 # digits are small: their networks are, too.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ppgen import plots
+from ppgen.cli.judge import check_samples
 from ppgen.cli.options import Allow, NoiseSeed, Run
 from ppgen.cli.source import visible
 from ppgen.inference import sample
@@ -17,7 +18,9 @@ from ppgen.runs import load_run
 def sample_run(
     run: Run,
     num: Annotated[int, typer.Option(help="How many.")] = 64,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    out: Annotated[Path, typer.Option(help="The picture to write; a PNG if its name has no ending.")] = Path(
+        "samples.png"
+    ),
     allow: Allow = None,
     draws: Annotated[bool, typer.Option(help="Draw pixels, in place of the mean of p(x | z).")] = False,
     seed: NoiseSeed = 0,
@@ -26,7 +29,11 @@ def sample_run(
 
     Example: ppgen sample runs/vamp --num 64 --out samples.png
     """
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of the picture, {out / 'samples.png'}, say.")
+    out = out if out.suffix else Path(f"{out}.png")  # as matplotlib would name it
     pair, recipe, _ = load_run(run, allow or ())
+    check_samples(run, recipe)
     if not plots.is_picture(recipe.shape):
         raise ValueError(
             f"The data of {run} have shape {recipe.shape}, which is no picture: use ppgen.inference.sample."

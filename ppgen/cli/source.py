@@ -37,12 +37,17 @@ def load(name: str, data_dir: Path | None, binarize: str | None, model: str, dec
         loaded = replace(loaded, num_levels=None, **scaled)
     if loaded.kind != kind:
         has = f"{loaded.num_levels} levels" if loaded.kind == "levels" else f"{loaded.kind} values"
-        mend = (
-            "add --binarize dynamic (pixels become probabilities of a new draw at each use) or --binarize fixed"
-            if kind == "binary"
-            else "choose another --decoder or --binarize"
-        )
-        owner = f"the decoder {decoder}" if decoder and not MODELS[model].kind else model
+        own = MODELS[model].kind  # of a model without a decoder to choose
+        if kind == "binary":
+            mend = "add --binarize dynamic (pixels become probabilities of a new draw at each use) or --binarize fixed"
+        elif choice != "none":
+            mend = "leave out --binarize"
+        elif own:
+            mend = "choose other data, or a model of such data (see `ppgen list`)"
+        else:
+            fit = ", ".join(name for name, part in DECODERS.items() if part.kind == loaded.kind)
+            mend = f"choose another --decoder ({fit})"
+        owner = model if own else f"the decoder {decoder}"
         raise ValueError(f"--data {name} has {has}, and {owner} is for {kind} data: {mend}.")
     return loaded
 
@@ -120,11 +125,13 @@ def _binarization(name: str | None) -> Any:
 
 
 def num_classes(loaded: datasets.Dataset) -> int | None:
-    """How many classes data have, where each has one."""
-    labels = loaded.train_labels
-    if labels is None or labels.dim() != 1:
+    """How many classes data have, where each datum has one and there are two or more."""
+    splits = (loaded.train_labels, loaded.validation_labels, loaded.test_labels)  # the first may lack a class
+    labels = [each for each in splits if each is not None and each.dim() == 1]
+    if not labels:
         return None
-    return len(loaded.class_names) or int(labels.max()) + 1
+    count = len(loaded.class_names) or max(int(each.max()) for each in labels) + 1
+    return count if count > 1 else None
 
 
 def build(recipe: Recipe, loaded: datasets.Dataset, seed: int) -> Any:

@@ -126,9 +126,9 @@ def run(
     recipe = Recipe(name, tuple(loaded.event_shape), loaded.num_levels, num_classes(loaded), settings)
     source = described(data, loaded)
     before = _begun(out)
+    if current().leads:
+        begin_run(out, recipe, data=source, training=training)  # if it is refused, all that is there is another's
     try:
-        if current().leads:
-            begin_run(out, recipe, data=source, training=training)
         _train(out, recipe, loaded, source, training, "")
     except Exception:
         if current().leads and not _was_saved(out):
@@ -230,7 +230,10 @@ def _begun(out: Path) -> dict[Path, int]:
 
 def _remove_begun(out: Path, before: dict[Path, int]) -> None:
     """Leaves no trace of a run that was refused before its first step, and what was there before it as it was."""
-    for path in _begun(out):
+    begun = _begun(out)
+    if any(path.name == ".lock" and path not in before for path in begun):  # this run's own is gone by now
+        return  # to another process, which went on with this run (--resume) before its first step
+    for path in begun:
         with suppress(OSError):  # of a folder into which somebody else has put something
             if path not in before:
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -243,7 +246,7 @@ def _draw(pair: Any, recipe: Recipe, loaded: datasets.Dataset, history: Any, out
     names = ["losses.png"]
     if not plots.is_picture(recipe.shape):
         return names
-    if recipe.model != "ae":  # which has nothing to draw from
+    if MODELS[recipe.model].samples:
         drawn = sample(pair, 64, *recipe.context(64), mean=True, seed=seed)
         title = "means of p(x | z), z from the prior" if MODELS[recipe.model].reconstructs else "samples"
         plots.images(visible(drawn, recipe), out / "samples.png", title=title)
