@@ -107,7 +107,9 @@ def latent_report(
         nesting, both = structure.nesting, programs(pair.model, pair.guide, structure)
         for block in rows.batches(100):
             given = device_batch(pair, block)
-            settings = {"num_particles": num_samples, "nesting": nesting, "enumerate_model": structure.enumerated}
+            settings: dict[str, Any] = {
+                "num_particles": num_samples, "nesting": nesting, "enumerate_model": structure.enumerated,
+            }  # fmt: skip
             model_trace, guide_trace = run(*both, given, **settings)
             prior = sites(model_trace)
             shape = (num_samples, len(block[0]))
