@@ -102,14 +102,25 @@ def test_silent_mirror_times_out(server, tmp_path, monkeypatch):
         assert obtain("faces", [file], tmp_path) == [CONTENT]
 
 
-def test_failed_write_leaves_nothing(server, tmp_path, monkeypatch):
-    def full(source, target):
+@pytest.mark.parametrize("way", ["replace", "fdopen", "mkdir"])
+def test_what_cannot_be_stored_is_given_back_and_leaves_nothing(server, tmp_path, monkeypatch, capsys, way):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(FileNotFoundError, match="No space left"):
-        obtain("faces", [published(f"{server.url}/whole")], tmp_path / "data")
+    monkeypatch.setattr(*((Path, "mkdir") if way == "mkdir" else (os, way)), full)
+    file = published(f"{server.url}/whole", f"{server.url}/whole/mirror")
+    assert obtain("faces", [file], tmp_path / "data") == [CONTENT]
     assert left_behind(tmp_path) == []
+    said = capsys.readouterr().err
+    facts = ["faces.bin could not be stored", str(tmp_path / "data/faces"), "No space left", "again", "data_dir"]
+    assert [fact for fact in facts if fact not in said] == []
+    assert server.asked == ["/whole"]  # the mirror is not to blame
+
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert obtain("faces", [file], tmp_path / "data") == [CONTENT]
+    assert left_behind(tmp_path) == ["data/faces/faces.bin"] and server.asked == ["/whole", "/whole"]
 
 
 def test_absent_files_error_says_where_and_how(monkeypatch, tmp_path):

@@ -134,6 +134,8 @@ def test_splits_are_of_one_kind_together(tmp_path):
     levels = np.arange(40, dtype=np.uint8).reshape(10, 4)
     np.savez(tmp_path / "x.npz", train=levels, test=np.zeros((3, 4), np.uint8))
     assert load(tmp_path / "x.npz").test.dtype == torch.uint8
+    np.savez(tmp_path / "x.npz", train=levels % 2, test=np.zeros((3, 4)))
+    assert load(tmp_path / "x.npz", binarize="none").kind == "binary"  # on one scale, whatever the type
 
 
 @pytest.mark.parametrize("pair", [True, False])
@@ -197,6 +199,26 @@ def broken(value):
         (
             {"train": np.zeros((5, 2)), "test": np.zeros((5, 2)), "y_test": np.zeros(5, int)},
             ["test_labels", "train_labels", "all splits or for none"],
+        ),
+        (
+            {"train": np.arange(256, dtype=np.uint8).reshape(64, 4), "test": np.linspace(0, 1, 20).reshape(5, 4)},
+            ["train of uint8 from 0 to 255", "test of float64 from 0 to 1", "one scale"],
+        ),
+        (
+            {"train": np.eye(5, dtype=bool), "test": np.eye(5) / 2},
+            ["train of bool from 0 to 1", "test of float64 from 0 to 0.5", "one type"],
+        ),
+        (
+            {
+                **dict.fromkeys(["train", "test"], np.zeros((5, 2))),
+                "y_train": np.arange(5),
+                "y_test": np.array([*"abcde"]),
+            },
+            ["train_labels of type int64", "test_labels of type <U1", "names in all splits, or integers in all"],
+        ),
+        (
+            {"data": np.zeros((5, 2)), "labels": np.full(5, 2**63, np.uint64)},
+            ["labels", "below 2**63", "got 9223372036854775808", "number the classes"],
         ),
     ],
 )

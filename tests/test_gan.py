@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn as tnn
@@ -176,8 +177,57 @@ def test_networks_see_levels_between_minus_one_and_one_and_draws_are_levels(leve
     gan.generator[0].output.weight.data *= 20
     drawn = sample(gan, 500)
     assert torch.equal(drawn, drawn.round()) and drawn.min() == 0 and drawn.max() == levels - 1
-    with pytest.raises(ValueError, match="levels must be at least 2"):
-        models.GAN(priors.StandardNormal(2), generator, seen, levels=1)
+    for wrong, said in ((1, "at least 2"), (0, "a positive whole number"), (2.5, "a positive whole number")):
+        with pytest.raises(ValueError, match=rf"levels \(None: real data\) must be {said}.*got {wrong}"):
+            models.GAN(priors.StandardNormal(2), generator, seen, levels=wrong)
+
+
+def of_levels(name, levels):
+    """A model of pairs of levels."""
+    generator, prior = nn.MLP(2, 8, 2), priors.StandardNormal(2)
+    if name == "acgan":
+        return models.ACGAN(prior, nn.MLP(2 + 3, 8, 2), nn.MLP(2, 8, 1 + 3), num_classes=3, levels=levels)
+    if name == "bigan":
+        return models.BiGAN(prior, generator, posterior(), nn.MLP(4, 8, 1), levels=levels)
+    if name == "vaegan":
+        return models.VAEGAN(prior, generator, posterior(), Scored(2), levels=levels)
+    return models.GAN(prior, generator, nn.MLP(2, 8, 1), levels=levels)
+
+
+LAST = [torch.zeros(39, 2), torch.ones(1, 2)]  # all data are looked at, not the first batch alone
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", ["gan", "acgan", "bigan", "vaegan"])
+@pytest.mark.parametrize(
+    ("levels", "x", "found"),
+    [
+        (256, 0.5 * torch.cat(LAST), "0 to 0.5"),
+        (2, (255 * torch.cat(LAST)).byte(), "0 to 255"),
+        (17, -torch.cat(LAST).long(), "-1 to 0"),
+        (17, (17 * torch.cat(LAST)).int(), "0 to 17"),
+    ],
+)
+def test_data_that_are_no_levels_are_refused_before_a_step(levels, x, found, name, loaded):
+    gan, batch = of_levels(name, levels), (x, *([torch.zeros(len(x), dtype=torch.long)] if name == "acgan" else []))
+    before = copy.deepcopy(gan.state_dict())
+    # A loader's rows are looked at as they come: here the last in the first batch.
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch), 40) if loaded else batch
+    with pytest.raises(
+        ValueError, match=rf"datum 39 .*levels={levels}, whole numbers 0, \.\.\., {levels - 1} .*{found}"
+    ):
+        train(Adversarial(gan), data, epochs=1, batch_size=10, progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in gan.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int64, torch.float64])
+def test_levels_of_any_type_are_taken(dtype):
+    x = torch.tensor([[0, 1], [1, 0]] * 10).to(dtype)
+    for levels in (2, 2**16 + 1):
+        gan = of_levels("gan", levels)
+        for data in (x, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 10)):
+            train(Adversarial(gan), data, epochs=1, batch_size=10, progress=False)
+        assert all(p.isfinite().all() for p in gan.parameters())
 
 
 # -- classes ---------------------------------------------------------------------------------------
@@ -211,9 +261,29 @@ def test_classes_are_drawn_where_none_are_given_and_checked_where_they_are():
         sample(gan, 4, torch.arange(4))
     with pytest.raises(ValueError, match="one class a datum"):
         sample(gan, 3, torch.eye(3))
+    with pytest.raises(TypeError, match=r"y\[0\] is list: a torch tensor or a numpy array"):
+        sample(gan, 3, [0, 1, 2])
     gan.discriminator = nn.MLP(2, 3)
     with pytest.raises(ValueError, match="a discriminator with 4 outputs"):
         Adversarial(gan).step(torch.zeros(3, 2), torch.arange(3))
+
+
+def test_contexts_are_taken_as_arrays_of_any_whole_type():
+    gan, x, y = acgan(), torch.randn(6, 2), torch.arange(6) % 3
+    for kind in (np.int64, np.int16, np.uint16, np.uint64):
+        labels = y.numpy().astype(kind)
+        expected = sample(gan, 6, y, seed=0)
+        assert torch.equal(sample(gan, 6, labels, seed=0), expected)
+        assert torch.equal(sample(gan, 6, torch.as_tensor(labels), seed=0), expected)
+        history = train(Adversarial(gan), (x.numpy(), labels), epochs=1, progress=False)
+        _, watched = gan.critic_loss(adversarial.minimax(), x, torch.as_tensor(labels))
+        assert 0 <= history.monitors["class_accuracy"][0] <= 1 and 0 <= watched["class_accuracy"] <= 1
+    with pytest.raises(ValueError, match=r"y\[0\] is of torch\.uint64 and holds 9223372036854775808"):
+        sample(gan, 1, np.array([2**63], np.uint64))
+    pair = CONDITIONAL["bigan"]()
+    z = encode(pair, x.numpy(), classes(6).numpy())
+    assert torch.equal(decode(pair, z, classes(6).numpy()), decode(pair, z, classes(6)))
+    assert torch.equal(reconstruct(pair, x.numpy(), classes(6).numpy()), reconstruct(pair, x, classes(6)))
 
 
 # -- whose gradient is whose -----------------------------------------------------------------------

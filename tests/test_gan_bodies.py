@@ -1,5 +1,7 @@
 """DCGAN's networks and spectral norms: images of any size, labels that meet the image, slopes that stay bounded."""
 
+import re
+
 import pytest
 import torch
 from torch import nn as tnn
@@ -39,6 +41,9 @@ def test_dcgan_s_weights_start_small_and_norms_swap():
 def test_dcgan_s_bodies_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="out_shape must be an image"):
         nn.DCGANGenerator(5, 784)
+    for wrong in (0, -1, (1, 0), ()):
+        with pytest.raises(ValueError, match=f"out_shape is {re.escape(repr(wrong))}, but an event shape"):
+            nn.DCGANDiscriminator((1, 8, 8), wrong)
     with pytest.raises(ValueError, match="channels must state at least one"):
         nn.DCGANDiscriminator((1, 28, 28), channels=())
     with pytest.raises(ValueError, match=r"DCGANGenerator.*takes 8 numbers"):

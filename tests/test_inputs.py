@@ -296,6 +296,17 @@ TYPES = {
     "a float64 array": Case(real, fitted(R.double().numpy())),
     "big-endian": Case(real, fitted(R.numpy().astype(">f4"))),
     "unsigned 16 bits": Case(real, fitted(np.ones((60, 6), np.uint16))),
+    "levels of 16 bits": Case(levels, fitted(np.full((60, 6), 255, np.uint16))),
+    "levels of 16 bits on disk": Case(levels, fitted(mapped(torch.full((60, 6), 255, dtype=torch.uint16)))),
+    "256 in 16 bits": refused(levels, fitted(np.full((60, 6), 256, np.uint16)), "'x'", "256"),
+    "a tensor of 32 bits": Case(levels, fitted(torch.full((60, 6), 255, dtype=torch.uint32))),
+    "labels of 64 bits": Case(labelled, fitted((X, Y.to(torch.uint64)))),
+    "more than int64 holds": refused(
+        real, fitted(np.full((60, 6), 2**63, np.uint64)), "data", "uint64", "9223372036854775808", "int64", "floats"
+    ),
+    "labels over int64": refused(
+        labelled, fitted((X, np.full(60, 2**64 - 1, np.uint64))), "data[1]", "uint64", "18446744073709551615"
+    ),
     "negative strides": Case(real, fitted(R.numpy()[::-1, ::-1])),
     "not contiguous": Case(real, fitted(R.T.contiguous().T)),
     "expanded": Case(real, fitted(R[:1].expand(60, 6))),

@@ -232,6 +232,25 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(caplog):
         fit(breaking(range(1, 99)), BITS, epochs=2, batch_size=10, seed=5, progress=False, skip_nonfinite=True)
 
 
+def test_buffers_that_the_first_step_left_as_they_were_are_given_back_too():
+    """Batch normalisation behind a layer that begins at zero: its first mean is the one that it has."""
+    torch.manual_seed(0)
+    layer, norm = tnn.Linear(4, 4), tnn.BatchNorm1d(4)
+    tnn.init.zeros_(layer.weight), tnn.init.zeros_(layer.bias)
+    encoder = tnn.Sequential(layer, norm, tnn.Linear(4, 4))
+    pair = models.VAE(priors.StandardNormal(2), decoders.Normal(nn.MLP(2, 4), 1.0), posteriors.DiagNormal(encoder))
+    step = SVI(pair, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    step.step(X)
+    assert not norm.running_mean.any()
+    for _ in range(3):
+        step.step(X)
+    assert norm.running_mean.any()
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    with pytest.raises(FloatingPointError):
+        step.step(X * HUGE)
+    assert all(torch.equal(before[name], value) for name, value in pair.state_dict().items())
+
+
 def test_a_gradient_that_is_not_finite_reaches_no_parameter():
     """The loss is finite: the square root has an infinite slope at 0."""
 

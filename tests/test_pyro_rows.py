@@ -14,6 +14,7 @@ from ppgen.inference import (
     elbo,
     encode,
     fit,
+    iwae,
     latent_report,
     log_likelihood,
     log_weights,
@@ -200,3 +201,48 @@ def test_bounds_that_differ_from_datum_to_datum_are_refused_by_rows():
 
     with pytest.raises(ValueError, match=r"support of the latent 'latent'.*another latent or a datum.*are numbers"):
         ais(Custom(model, guide, vae=vae), images(), num_chains=2, num_temperatures=3)
+
+
+def test_more_rows_than_a_subsampled_plate_has_members_are_weighed():
+    x = torch.randn(20, 2)
+
+    def plate(x):
+        return pyro.plate("data", 20, subsample_size=len(x), dim=-1)
+
+    def model(x):
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.stack([z[:, 0], z[:, 1]], 1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with plate(x):
+            pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)).to_event(1))
+
+    pair, exact = Custom(model, guide), dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(1)
+    assert not measure(pair.model, pair.guide, x[:10]).vectorized
+    for num in (10, 20):
+        assert torch.allclose(log_weights(pair, x[:num], num_samples=5), exact[:num], atol=1e-4)
+    assert iwae(10)(pair.model, pair.guide, x[:10]).item() == pytest.approx(-exact[:10].mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("n, m", [(5, 2), (2, 2), (2, 3), (5, 3)])
+def test_loops_over_axes_that_two_particles_would_fit_are_found(n, m):
+    x = torch.randn(n, m)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            r = pyro.sample("r", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("inner", m, dim=-2):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(torch.stack([z[i] + 0 * r[:, 0] for i in range(m)]), 1.0), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("r", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("inner", m, dim=-2):
+                pyro.sample("z", dist.Normal(x.T / 2, math.sqrt(0.5)))
+
+    pair = Custom(model, guide)
+    assert not measure(pair.model, pair.guide, x).vectorized
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(1)
+    assert torch.allclose(log_weights(pair, x, num_samples=4), exact, atol=1e-4)

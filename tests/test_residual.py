@@ -7,7 +7,8 @@ from ppgen import nn
 
 
 @pytest.mark.parametrize(
-    ("large", "small"), [((28, 28), (7, 7)), ((28, 20), (4, 3)), ((5, 7), (3, 4)), ((6, 6), (6, 6))]
+    ("large", "small"),
+    [((28, 28), (7, 7)), ((28, 20), (4, 3)), ((5, 7), (3, 4)), ((6, 6), (6, 6)), ((1, 12), (1, 6)), ((12, 1), (6, 1))],
 )
 def test_residual_networks_go_both_ways(large, small):
     options = {"channels": 8, "num_blocks": 1}
@@ -37,6 +38,8 @@ def test_residual_networks_keep_places():
         (((1, 28, 28), 10), "out_shape must be an image"),
         (((1, 28, 28), (4, 6, 7)), r"\(6, 7\) is no halving of \(28, 28\)"),
         (((1, 28, 28), (4, 7, 14)), "is no halving"),
+        (((1, 4, 6), (1, 8, 3)), r"\(4, 6\) is no halving of \(8, 3\).*both axes"),
+        (((1, 2, 3), (1, 1, 6)), r"\(1, 6\) is no halving of \(2, 3\).*both axes"),
     ],
 )
 def test_residual_networks_between_other_shapes_are_refused(shapes, words):

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -120,6 +121,22 @@ def test_a_global_latent_is_weighed_by_the_full_size():
     )
 
 
+@pytest.mark.parametrize("stated", [lambda x: 100, len], ids=["of all data", "of the batch"])
+@pytest.mark.parametrize("loss", [elbo, pyro.infer.Trace_ELBO])
+def test_each_batch_is_divided_by_the_size_that_its_plate_states(stated, loss):
+    """A first batch as long as all data does not say how long the plate is at the next."""
+
+    def model(x):
+        with pyro.plate("data", stated(x), subsample_size=len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    pair, x, found = Custom(model, lambda x: None), torch.randn(100), as_loss(loss())
+    for batch in (x, x[:20]):
+        exact = -dist.Normal(0.0, 1.0).log_prob(batch).mean().item()
+        with torch.no_grad():
+            assert found(pair.model, pair.guide, batch).item() == pytest.approx(exact, rel=1e-5)
+
+
 def discrete():
     logits, locs = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.tensor([-1.0, 0.0, 1.0]))
     owner = nn.Module()
@@ -145,6 +162,19 @@ def test_enumerated_sites_give_the_exact_gradient(loss):
     byhand.backward()
     assert value.item() == pytest.approx(byhand.item(), rel=1e-5)
     assert torch.allclose(owner.locs.grad, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss, fact",
+    [
+        (elbo(analytic_kl=True), "analytic_kl=True cannot be combined"),
+        (elbo(beta=0.5), r"beta=0.5 .*\['k'\] are summed out"),
+    ],
+)
+def test_what_enumeration_has_no_place_for_is_refused(loss, fact):
+    pair, _ = discrete()
+    with pytest.raises(ValueError, match=fact):
+        loss(pair.model, pair.guide, torch.randn(5))
 
 
 def test_a_loss_without_a_tensor_is_refused_by_name():
@@ -226,8 +256,10 @@ def test_schedules_count_steps_and_epochs():
     other.beta.bind(3)
     other.load_state_dict(loss.state_dict())
     assert int(other.beta.count) == 3 and not other.beta.done
+    pair, before = vae(), vae().state_dict()
     with pytest.raises(ValueError, match=r"warmup\(epochs=2\) does not know"):
-        SVI(vae(), elbo(beta=warmup(2))).step(X)
+        SVI(pair, elbo(beta=warmup(2))).step(X)
+    assert all(torch.equal(before[name], value) for name, value in pair.state_dict().items())
     with pytest.raises(ValueError, match="got epochs=1, steps=2"):
         warmup(1, steps=2)
 
@@ -401,3 +433,73 @@ def test_the_order_of_rows_is_where_they_are_before_the_first_batch():
     rows.place = torch.device("meta")
     list(Shuffled(rows, 10, order))
     assert member.places[3:] == ["meta"] * 3
+
+
+def local(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def by_hand(x):
+    loc = pyro.param("loc", torch.zeros(len(x)))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.5))
+
+
+def subsampled(x):
+    with pyro.plate("data", 40, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def by_index(x):
+    loc = pyro.param("loc", torch.zeros(40))
+    with pyro.plate("data", 40, subsample_size=len(x)) as i:
+        pyro.sample("z", dist.Normal(loc[i], 0.5))
+
+
+PER_ROW = [(local, functools.partial(guide, local)) for guide in (AutoNormal, AutoDelta, AutoDiagonalNormal)]
+PER_ROW += [(local, lambda: by_hand), (subsampled, lambda: by_index)]
+
+
+@pytest.mark.parametrize("model, guide", PER_ROW)
+def test_parameters_of_each_row_are_trained_in_one_batch_and_refused_in_several(model, guide):
+    x = 2 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+    pair = Custom(model, guide())
+    fit(pair, x, epochs=40, batch_size=40, optimizer=lambda p: torch.optim.Adam(p, lr=0.1), seed=0, progress=False)
+    trace = pyro.poutine.trace(pair.guide).get_trace(x)
+    z = trace.nodes["z"]["value"] if model is local else trace.nodes["z"]["fn"].mean
+    assert torch.corrcoef(torch.stack([z, x]))[0, 1] > 0.8
+    for data in (x, DataLoader(TensorDataset(x), batch_size=20)):
+        with pytest.raises(ValueError, match=r"parameters for each row of the data \(.*batch_size=len\(data\)"):
+            fit(Custom(model, guide()), data, epochs=1, batch_size=20, progress=False)
+
+
+def test_parameters_that_are_as_many_as_rows_by_chance_are_trained():
+    """Units of a hidden layer, classes of an embedding and components of a mixture."""
+    net, embedding = networks.MLP(1, 20, 1), nn.Embedding(20, 1)
+    x = torch.randn(40)
+
+    def of_classes(x, k):
+        local(x)
+
+    def amortised(x, k=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((net(x[:, None]) if k is None else embedding(k))[:, 0], 1.0))
+
+    def mixture(x):
+        with pyro.plate("components", 20):
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean.mean(), 1.0), obs=x)
+
+    pairs = [
+        (Custom(local, amortised, net=net), x),
+        (Custom(of_classes, amortised, net=embedding), (x, torch.arange(40) % 20)),
+        (Custom(mixture, AutoNormal(mixture)), x),
+        (Custom(mixture, AutoDiagonalNormal(mixture)), x),
+    ]
+    for pair, data in pairs:
+        fit(pair, data, epochs=1, batch_size=20, progress=False)
+    fit(Custom(local, amortised, net=net), x[:3], epochs=1, batch_size=1, progress=False)

@@ -73,7 +73,8 @@ def obtain(
     """The verified content of every file of the data set `name`.
 
     Each is looked for as `<folder>/<name>/<file>`, then as `<folder>/<file>`, in each of `folders(data_dir)`,
-    and downloaded into the first of these folders that can be written to if it is in none.
+    and downloaded into the first of these folders that can be written to if it is in none; where it cannot be
+    stored, it is given back all the same.
 
     Raises:
         ValueError: a file in the data set's own folder is not the published one.
@@ -125,9 +126,20 @@ def _download(name: str, file: PublishedFile, searched: list[Path], failures: li
     for url in file.mirrors:
         print(f"ppgen: downloading {url} to {target}", file=sys.stderr)
         try:
-            return _download_from(url, file, target)
+            data = _downloaded(url)
+            content = file.verified(data)
         except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(f"{url} ({error})")
+            continue
+        try:
+            _store(data, target / file.name)
+        except OSError as error:  # no fault of the mirror's
+            print(
+                f"ppgen: {file.name} could not be stored in {target} ({error}), so it will be downloaded again next "
+                "time: name a folder with room that can be written to by data_dir or by PPGEN_DATA",
+                file=sys.stderr,
+            )
+        return content
     return None
 
 
@@ -138,8 +150,8 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _download_from(url: str, file: PublishedFile, target: Path) -> bytes:
-    """The verified content of `url`, stored as `target/<file.name>`; nothing is left behind on failure."""
+def _downloaded(url: str) -> bytes:
+    """The bytes at `url`, if they are all there."""
     request = urllib.request.Request(url, headers={"User-Agent": "ppgen"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         expected = response.headers.get("Content-Length")
@@ -148,15 +160,18 @@ def _download_from(url: str, file: PublishedFile, target: Path) -> bytes:
         data = response.read(MAX_BYTES)
     if expected is not None and len(data) != int(expected):
         raise ValueError(f"only {len(data)} of {expected} bytes arrived")
-    content = file.verified(data)
-    target.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target, prefix=f".{file.name}.")
+    return data
+
+
+def _store(data: bytes, path: Path) -> None:
+    """Writes a file and its folder; nothing of the file is left behind on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
         os.chmod(temporary, 0o644)  # mkstemp's file is its owner's alone
-        os.replace(temporary, target / file.name)  # at once: another process sees the whole file or none
+        os.replace(temporary, path)  # at once: another process sees the whole file or none
     except BaseException:
         os.unlink(temporary)
         raise
-    return content

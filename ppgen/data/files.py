@@ -198,10 +198,22 @@ def _split(path: Path, named: Mapping[str, np.ndarray]) -> Source:
             )
     # All splits as one array: whether they are binary, levels or real, they are together.
     data, num_levels = as_data(f"The data in {path}", np.concatenate([arrays[split] for split in present]))
+    if num_levels != 2:
+        _check_one_scale(path, {split: arrays[split] for split in present})
     labels, class_names = _labels(path, arrays, present, len(data))
     sizes, split, order = _sizes_and_order(path, [len(arrays[split]) for split in present])
     labels = None if labels is None else labels[order]
     return Source(data[order], sizes, num_levels, split, labels, class_names)
+
+
+def _check_one_scale(path: Path, splits: Mapping[str, np.ndarray]) -> None:
+    """Refuses whole numbers in one split and floats in another: 0, …, 255 beside the same images in [0, 1], say."""
+    if len({array.dtype.kind == "f" for array in splits.values()}) > 1:
+        found = [f"{name} of {array.dtype} from {array.min():g} to {array.max():g}" for name, array in splits.items()]
+        raise ValueError(
+            f"{path} has {', '.join(found)}: splits of whole numbers and of floats may differ in scale, so they are "
+            "not joined. Save all of them with one type and on one scale."
+        )
 
 
 def _sizes_and_order(path: Path, counts: list[int]) -> tuple[tuple[int, int, int], str, np.ndarray]:
@@ -235,4 +247,7 @@ def _labels(
                 f"{name} in {path} has the shape {arrays[name].shape}; expected {arrays[split].shape[:1]}, "
                 f"one label for each datum of {split}."
             )
+    if len({arrays[name].dtype.kind == "U" for name in names}) > 1:
+        found = [f"{name} of type {arrays[name].dtype}" for name in names]
+        raise ValueError(f"{path} has {', '.join(found)}: give names in all splits, or integers in all.")
     return as_labels(f"The labels in {path}", np.concatenate([arrays[name] for name in names]), num_data)

@@ -90,4 +90,8 @@ def as_labels(name: str, array: np.ndarray, num_data: int) -> tuple[np.ndarray, 
     if array.dtype.kind == "U":
         names, classes = np.unique(array, return_inverse=True)
         return classes.astype(np.int64), tuple(str(each) for each in names)
+    if array.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{name} are integers below 2**63, got {array.max()}: number the classes 0, 1, …, or give their names."
+        )
     return array.astype(np.int64), ()

@@ -53,7 +53,7 @@ def _coverage(modes: Tensor, num_modes: int, high_quality: Tensor, at_least: int
 
 
 def mode_coverage(
-    generated: Any, centres: Tensor, scale: float, *, radius: float = 3.0, at_least: int = 1
+    generated: Any, centres: Any, scale: float, *, radius: float = 3.0, at_least: int = 1
 ) -> ModeCoverage:
     """The modes of a mixture of Gaussians that samples have found, as on the ring of 8 and the grid of 25.
 
@@ -85,7 +85,7 @@ def mode_coverage(
         >>> print(mode_coverage(ring_modes().centres[:6], *ring_modes()))
         6 of 8 modes found, 100.0% of the samples of high quality, KL of the modes from uniform 0.288 nats (6 samples)
     """
-    generated = as_rows("generated", generated)
+    generated, centres = as_rows("generated", generated), as_rows("centres", centres)
     if generated.dim() != 2 or generated.shape[1] != centres.shape[1] or not len(generated):
         raise ValueError(
             f"samples must have shape (N, {centres.shape[1]}), as the modes, got {tuple(generated.shape)}."
@@ -95,7 +95,7 @@ def mode_coverage(
     for name, number in (("scale", scale), ("radius", radius)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} must be a positive number, got {number!r}.")
-    distance, nearest = torch.cdist(generated.cpu().double(), centres.double()).min(1)
+    distance, nearest = torch.cdist(generated.cpu().double(), centres.cpu().double()).min(1)
     good = distance <= radius * scale
     return _coverage(nearest[good], len(centres), good, at_least)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.models.game import Turn, check_parts, contest, draw, implicit, scores, seen
+from ppgen.models.game import Turn, check_parts, contest, data_support, draw, implicit, scores, seen
 from ppgen.nn import feed
 from ppgen.pair import adapt, data_plate, sample
 
@@ -80,6 +80,8 @@ class BiGAN(nn.Module):
         self.posterior = posterior
         self.discriminator = discriminator
         self.levels = levels
+
+    data_support = property(data_support)
 
     def model(self, x: Tensor | None = None, *y: Any) -> Tensor:
         """p(z | y) and x = G(z, y). With neither ``x`` nor ``y``: one draw for each plate that is open."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyro
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 from ppgen.distributions import Implicit
 from ppgen.nn import feed
-from ppgen.nn.shapes import positive_integer, rescale
+from ppgen.nn.shapes import rescale, several_levels
 from ppgen.pair import adapt, sample
 
 Turn = tuple[Tensor, dict[str, Tensor]]  # what a player minimises, and what there is to watch
@@ -22,8 +23,32 @@ def check_parts(owner: str, levels: int | None, **parts: object) -> None:
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
             raise TypeError(f"{owner}: {name} must be a module, got {type(part).__name__}.")
-    if levels is not None and positive_integer("levels", levels) < 2:
-        raise ValueError(f"levels must be at least 2 (binary data), or None for real data, got {levels}.")
+    if levels is not None:
+        several_levels("levels (None: real data)", levels)
+
+
+class Levels(Constraint):
+    """Whole numbers 0, ..., levels − 1."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def check(self, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return (value % 1 == 0) & (value >= 0) & (value < self.levels)
+        value = value.long()  # or 65,537 levels would be 1 to bytes, and some unsigned types cannot be compared at all
+        return (value >= 0) & (value < self.levels)
+
+    def __repr__(self) -> str:
+        return f"levels={self.levels}, whole numbers 0, ..., {self.levels - 1}"
+
+
+def data_support(gan: Any) -> Levels | None:
+    """Where data may lie, which no density states; None: anywhere."""
+    return None if gan.levels is None else Levels(gan.levels)
 
 
 def seen(x: Tensor, levels: int | None, network: nn.Module) -> Tensor:

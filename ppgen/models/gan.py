@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ppgen.models.game import Turn, check_parts, contest, draw, implicit, scores, seen, verdict
+from ppgen.models.game import Turn, check_parts, contest, data_support, draw, implicit, scores, seen, verdict
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import data_plate, sample
@@ -67,6 +67,8 @@ class GAN(nn.Module):
         self.generator = generator
         self.discriminator = discriminator
         self.levels = levels
+
+    data_support = property(data_support)
 
     def model(self, x: Tensor | None = None, *y: Any) -> Tensor:
         """p(z | y) and x = G(z, y). With neither ``x`` nor ``y``: one draw for each plate that is open."""
@@ -147,6 +149,8 @@ class ACGAN(nn.Module):
         self.num_classes = positive_integer("num_classes", num_classes)
         self.levels = levels
 
+    data_support = property(data_support)
+
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """p(y) p(z) and x = G(z, y)."""
         with data_plate(x, y):
@@ -162,7 +166,7 @@ class ACGAN(nn.Module):
         (real_scores, real_logits), (fake_scores, fake_logits) = self._judged(real), self._judged(fake)
         value = loss.critic(real_scores, fake_scores) + loss.penalty(lambda x: self._judged(x)[0], (real,), (fake,))
         watched = verdict(loss, real_scores, fake_scores)
-        watched["class_accuracy"] = (real_logits.argmax(-1) == y).float().mean()
+        watched["class_accuracy"] = (real_logits.argmax(-1) == classes.argmax(-1)).float().mean()
         return value + cross_entropy(real_logits, classes) + cross_entropy(fake_logits, classes), watched
 
     def generator_loss(self, loss: Any, x: Tensor, y: Tensor) -> Turn:
@@ -185,8 +189,9 @@ class ACGAN(nn.Module):
     def _one_hot(self, y: Tensor) -> Tensor:
         if y.is_floating_point() or y.dim() != 1:
             raise ValueError(f"y must hold one class a datum, integers of shape (N,), got {y.dtype} {tuple(y.shape)}.")
+        y = y.long()  # torch cannot compare unsigned integers over 8 bits
         if not bool(((y >= 0) & (y < self.num_classes)).all()):
             raise ValueError(
                 f"y must hold classes 0, ..., {self.num_classes - 1}, got values from {int(y.min())} to {int(y.max())}."
             )
-        return one_hot(y.long(), self.num_classes).to(next(self.parameters()).dtype)
+        return one_hot(y, self.num_classes).to(next(self.parameters()).dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.models.game import Turn, check_parts, contest, draw_latent, implicit, scores, seen
+from ppgen.models.game import Turn, check_parts, contest, data_support, draw_latent, implicit, scores, seen
 from ppgen.nn import feed
 from ppgen.pair import adapt, data_plate, sample
 
@@ -95,6 +95,8 @@ class VAEGAN(nn.Module):
         self.discriminator = discriminator
         self.weight = weight
         self.levels = levels
+
+    data_support = property(data_support)
 
     def model(self, x: Tensor | None = None, *y: Any) -> Tensor:
         """p(z | y) and x = G(z, y). With neither ``x`` nor ``y``: one draw for each plate that is open."""

@@ -125,7 +125,7 @@ class DCGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = _image("DCGANDiscriminator", "in_shape", in_shape)
-        self.out_shape = (out_shape,) if isinstance(out_shape, int) else tuple(out_shape)
+        self.out_shape = as_shape(out_shape, "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
         channels = _channels("DCGANDiscriminator", channels)
         sizes = _halvings(self.in_shape[1:], len(channels))

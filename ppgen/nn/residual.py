@@ -107,7 +107,7 @@ class ResidualConvNet(nn.Module):
                 f"ResidualConvNet: context_shapes must be vectors or images (channels, height, width), got "
                 f"{self.context_shapes}."
             )
-        down = self.in_shape[1] >= self.out_shape[1]
+        down = self.in_shape[1:] >= self.out_shape[1:]  # by the first side that differs: a side of 1 stays 1
         large, small = (self.in_shape, self.out_shape) if down else (self.out_shape, self.in_shape)
         sizes = _between(large[1:], small[1:])
         widths = [max(1, channels >> i) for i in range(len(sizes) - 1)]  # from the smallest image to the largest

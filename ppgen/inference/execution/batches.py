@@ -244,7 +244,10 @@ class Loaded:
 
 
 class Shuffled:
-    """Rows in batches; with a generator each pass has a new order of them, and each process its part of a batch."""
+    """Rows in batches; with a generator each pass has a new order of them, and each process its part of a batch.
+
+    The rows of a single batch stay as they stand: the order means nothing, but to programs with a parameter per row.
+    """
 
     def __init__(self, rows: Rows, batch_size: int, generator: torch.Generator | None) -> None:
         self.rows, self.batch_size, self.generator = rows, batch_size, generator
@@ -267,9 +270,10 @@ class Shuffled:
         """The batches of a pass after those that are done, which are not read."""
         if self.generator is None:
             return self.rows.batches(self.batch_size)
+        count = len(self.rows)
+        order = torch.arange(count) if len(self) == 1 else torch.randperm(count, generator=self.generator)
         # To where the rows are at once: an index on the host, batch by batch, would make the host wait for the device.
-        order = torch.randperm(len(self.rows), generator=self.generator).to(self.rows.place)
-        return (self.rows(own_part(index)) for index in order.split(self.batch_size)[done:])
+        return (self.rows(own_part(index)) for index in order.to(self.rows.place).split(self.batch_size)[done:])
 
 
 def is_loader(data: Any) -> bool:

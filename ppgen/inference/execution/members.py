@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 __all__ = ["as_member", "check_members"]
 
 NUMBERS = "numbers (float, integer or boolean) are expected"
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def as_member(member: Any, name: str) -> Any:
@@ -20,7 +21,7 @@ def as_member(member: Any, name: str) -> Any:
 
     Raises:
         TypeError: it is none, or not of numbers.
-        ValueError: it has no data axis, no values, or a mask that would be left out.
+        ValueError: it has no data axis, no values, whole numbers from 2**63 on, or a mask that would be left out.
     """
     if isinstance(member, np.ndarray):
         _check_array(member, name)
@@ -100,7 +101,19 @@ def _of_tensor(tensor: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} is on the device meta, where tensors have no values: load them on the CPU or a GPU.")
     if tensor.dim() == 0:
         raise ValueError(f"{name} is a single number: a tensor with the data axis first is expected.")
+    if tensor.dtype in UNSIGNED:  # which torch can store, and can neither compare nor divide
+        return _widened(tensor, name)
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.detach()
+
+
+def _widened(tensor: Tensor, name: str) -> Tensor:
+    wide = tensor.long()
+    if bool((wide < 0).any()):
+        raise ValueError(
+            f"{name} is of {tensor.dtype} and holds {tensor[wide < 0][0].item()}: whole numbers are read as int64, "
+            "which ends at 2**63 - 1. Subtract an offset, or give floats."
+        )
+    return wide
 
 
 def _gives_tensors(member: Any) -> bool:

@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppgen.inference.losses.loss import Measured, size_of_data
+from ppgen.inference.losses.loss import DataSize, Measured
 from ppgen.inference.losses.schedules import Schedule
 from ppgen.inference.programs.refusals import check_names
 from ppgen.inference.programs.structure import Structure
@@ -59,7 +59,9 @@ class ELBO(nn.Module):
             latents drawn before it.
 
     Raises:
-        ValueError: a negative ``beta`` or ``free_bits``, or a number of particles that is not a positive whole number.
+        ValueError: a negative ``beta`` or ``free_bits``, or a number of particles that is not a positive whole number;
+            when called, free bits or closed forms for a pair with enumerated sites, or a ``beta`` other than 1 where
+            they are summed out in the model.
 
     Example:
         >>> loss = elbo(beta=0.5)
@@ -101,19 +103,22 @@ class ELBO(nn.Module):
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
         structure = self._measured(model, guide, *batch)
-        size = size_of_data(structure, batch)
         beta = self.beta() if isinstance(self.beta, Schedule) else self.beta
         beta = beta.to(device=device_of_batch(batch)).squeeze(0)
         if structure.enumerated or structure.sequential:
-            return self._enumerated(model, guide, batch, beta, structure) / size
-        if structure.vectorized and self.num_particles > 1:
-            runs = [run(model, guide, batch, num_particles=self.num_particles, nesting=structure.nesting)]
-        else:
-            runs = [run(model, guide, batch, nesting=structure.nesting) for _ in range(self.num_particles)]
+            self._check_enumerated(structure)
+            with DataSize(batch) as data:
+                total = self._enumerated(model, guide, batch, beta, structure)
+            return total / data.size
+        with DataSize(batch) as data:
+            if structure.vectorized and self.num_particles > 1:
+                runs = [run(model, guide, batch, num_particles=self.num_particles, nesting=structure.nesting)]
+            else:
+                runs = [run(model, guide, batch, nesting=structure.nesting) for _ in range(self.num_particles)]
         drawn = [(sites(m), sites(g)) for m, g in runs]
         terms = [self._terms(*each, beta) for each in drawn]
         total = sum(_sum(term.others) for term in terms)
-        free = self.free_bits * size * self.num_particles
+        free = self.free_bits * data.size * self.num_particles
         weights: dict[str, Tensor] = {}
         for name in terms[0].divergences:
             divergence = torch.stack([_sum(term.divergences[name]) for term in terms]).sum()
@@ -122,7 +127,7 @@ class ELBO(nn.Module):
         for each, term in zip(drawn, terms, strict=True):
             for surrogate in self._surrogates(*each, term, weights, structure):
                 total = total + surrogate - surrogate.detach()
-        return -total / (size * self.num_particles)
+        return -total / (data.size * self.num_particles)
 
     def _terms(self, model_sites: dict[str, Any], guide_sites: dict[str, Any], beta: Tensor) -> _Terms:
         """What the objective is made of, from one run of both programs."""
@@ -189,10 +194,25 @@ class ELBO(nn.Module):
                 signals = [signal - other / (particles - 1) for signal, other in zip(signals, others, strict=True)]
             return signals
 
-    @in_turn
-    def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
+    def _check_enumerated(self, structure: Structure) -> None:
+        """Refuses the settings that Pyro's objective of enumerated sites has no place for."""
         if self.free_bits:
             raise ValueError("free_bits cannot be combined with enumerated sites: leave it at 0.")
+        if self.analytic_kl:
+            raise ValueError(
+                "analytic_kl=True cannot be combined with enumerated sites, of which the exact sum is taken as it is: "
+                "leave it at False."
+            )
+        if self._weighted and structure.summed:
+            beta = self.beta if isinstance(self.beta, Schedule) else f"{self.beta.item():g}"
+            raise ValueError(
+                f"beta={beta} weighs the KL term of latents that the guide draws, and the model's sites "
+                f"{list(structure.summed)} are summed out in the model, so that they have none: leave beta at 1, or "
+                "draw them in the guide, there marked infer={'enumerate': 'parallel'}."
+            )
+
+    @in_turn
+    def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
         if self._weighted:
             model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
         elbo = TraceEnum_ELBO(

@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.losses.schedules import check_schedules
 from ppgen.inference.programs.structure import Structure, measure
-from ppgen.inference.programs.traces import Program, length_of_batch
+from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch
 from ppgen.inference.programs.turns import in_turn
 
-__all__ = ["Loss", "Measured", "as_loss", "size_of_data"]
+__all__ = ["DataSize", "Loss", "Measured", "as_loss"]
 
 Loss = Callable[..., Tensor]
 
@@ -39,12 +41,27 @@ class Measured:
         return Measured()
 
 
-def size_of_data(structure: Structure, batch: Sequence[Any]) -> int:
-    """What a sum over the data plate is divided by: its full size, or the batch's length where it has none."""
-    if structure.full_size:
-        return structure.full_size
-    length = length_of_batch(batch)
-    return 1 if length is None else length
+class DataSize(Messenger):
+    """What a sum over the data plate is divided by: its full size, as the programs that run inside state it.
+
+    Every batch is asked: that a plate is as long as one batch does not say how long it is at the next.
+    """
+
+    def __init__(self, batch: Sequence[Any]) -> None:
+        super().__init__()
+        self.length = length_of_batch(batch)
+        self.sizes: dict[bool, set[int]] = {True: set(), False: set()}
+
+    @property
+    def size(self) -> int:
+        """The size; the batch's length where there is no plate, or one that was given no size."""
+        # Latents that all data share may have a plate of their own on that axis.
+        return max(self.sizes[True] or self.sizes[False], default=self.length or 1)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        frame = None if site_is_subsample(msg) or (msg["infer"] or {}).get("_deterministic") else frame_of_data(msg)
+        if frame is not None and (size := frame.full_size or frame.size) > 0:
+            self.sizes[bool(msg["is_observed"])].add(size)
 
 
 def as_loss(loss: Any) -> Loss:
@@ -78,10 +95,11 @@ class _PyroLoss:
 
     @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
-        size = size_of_data(self._measured(model, guide, *batch), batch)
+        self._measured(model, guide, *batch)  # once, for what it refuses
         wanted = torch.is_grad_enabled()
-        with torch.enable_grad():  # without which TraceEnum_ELBO refuses to work, in validation, too
-            loss = self.objective.differentiable_loss(model, guide, *batch) / size
+        with torch.enable_grad(), DataSize(batch) as data:  # TraceEnum_ELBO refuses to work without, in validation, too
+            total = self.objective.differentiable_loss(model, guide, *batch)
+        loss = total / data.size
         return loss if wanted else loss.detach()
 
     def __repr__(self) -> str:

@@ -49,13 +49,22 @@ class Schedule(nn.Module):
         """Whether the coefficient has reached its end."""
         return self.steps is not None and self._advanced >= self.steps
 
-    def advance(self) -> None:
-        """Counts one optimisation step."""
+    def check_length(self) -> None:
+        """Makes sure that the schedule knows how many steps it takes.
+
+        Raises:
+            ValueError: it is stated in epochs, and was not told how many steps one has.
+        """
         if self.steps is None:
             raise ValueError(
                 f"warmup(epochs={self.epochs}) does not know how many steps an epoch has: train with fit, which tells "
                 "it, or state it in steps, warmup(steps=…)."
             )
+
+    def advance(self) -> None:
+        """Counts one optimisation step."""
+        self.check_length()
+        assert self.steps is not None
         self.count += 1
         self._advanced += 1  # known on the host: no step waits for a GPU
         fraction = min(1.0, self._advanced / self.steps)

@@ -43,7 +43,8 @@ class Repeated:
         program = self.program
         if proposal is not None:
             program = poutine.replay(program, trace=_flat(proposal, num_particles, n, nesting))
-        found = poutine.trace(program).get_trace(*(_repeated(member, num_particles, n) for member in batch))
+        with _Members(num_particles, n):
+            found = poutine.trace(program).get_trace(*(_repeated(member, num_particles, n) for member in batch))
         for name in [name for name, site in found.nodes.items() if _is_plate(site, num_particles * n)]:
             found.remove_node(name)  # its indices are those of the rows, and others ask for other numbers of particles
         for site in sites(found).values():
@@ -58,6 +59,22 @@ class Repeated:
             particles = CondIndepStackFrame(PARTICLES, -1 - nesting, num_particles, 0)
             site["cond_indep_stack"] = (particles, *others, frame._replace(size=n, full_size=n))
         return found
+
+
+class _Members(Messenger):
+    """Gives a plate that draws as many of its members as it is given rows the same members for every particle.
+
+    It may well have fewer members than there are rows.
+    """
+
+    def __init__(self, num_particles: int, n: int) -> None:
+        super().__init__()
+        self.num_particles, self.n = num_particles, n
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn, rows = msg["fn"], self.num_particles * self.n
+        if site_is_subsample(msg) and msg["value"] is None and fn.subsample_size == rows != fn.size:
+            msg["value"] = torch.randperm(fn.size, device=fn.device)[: self.n].repeat(self.num_particles)
 
 
 def _repeated(member: Any, times: int, n: int) -> Any:

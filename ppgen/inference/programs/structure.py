@@ -99,10 +99,15 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     with torch.no_grad(), training(owner, False):
         try:
             plain, values = _scores(model, guide, batch, nesting, particles, {})
+        except Exception:  # what it gives has more axes than there are plates
+            plain, values = None, {}
+        try:
             by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, particles, values)
         except Exception:  # rows are not for it: a parameter for each datum, a subsample
             return True
-    return all(torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain)
+    return plain is not None and all(
+        torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain
+    )
 
 
 def _scores(

@@ -55,7 +55,9 @@ def fit(
             missing may be NaN. For pairs that take a mask, as the library's do, and for data in memory.
         loss: ``(model, guide, *batch) -> scalar``: :func:`elbo` (the default), :func:`iwae`, a Pyro ELBO or your own.
         epochs: passes over the data.
-        batch_size: rows of a batch; the last one of an epoch may be shorter.
+        batch_size: rows of a batch; the last one of an epoch may be shorter. With ``len(data)`` the rows stay in their
+            order, so that a pair may have parameters for each of them (Pyro's ``AutoNormal`` for a latent of each
+            datum); in smaller batches, of other rows at each step, such a pair is refused.
         validation: data whose unannealed loss is watched after each epoch.
         validation_mask: of the validation data, if they are incomplete too.
         patience: epochs without a better validation loss after which training stops, the best parameters restored.

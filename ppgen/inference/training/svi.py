@@ -203,7 +203,10 @@ class SVI:
 
         Raises:
             FloatingPointError: the loss is not finite; the parameters are as they were.
+            ValueError: a schedule stated in epochs that does not know how many steps one has.
         """
+        for schedule in self.schedules:
+            schedule.check_length()
         batch = device_batch(self.pair, batch)
         self.prepare(*batch)
         if self._replayed is not None:
@@ -261,9 +264,14 @@ class SVI:
         return [(b, b.clone()) for module in modules_of(self.pair) for b in module.buffers()]
 
     def _note_moving(self, before: list[tuple[Tensor, Tensor]]) -> None:
-        """Learns from the first step, which no graph replays, which buffers have to be watched."""
+        """Learns from the first step, which no graph replays, which buffers have to be watched.
+
+        They are all those of a module that moved one: a mean that was zero may have met a batch of mean zero.
+        """
         if self._moving is None:
-            self._moving = [buffer for buffer, value in before if not torch.equal(buffer, value)]
+            moved = {id(buffer) for buffer, value in before if not torch.equal(buffer, value)}
+            parts = [list(part.buffers(recurse=False)) for m in modules_of(self.pair) for part in m.modules()]
+            self._moving = [buffer for part in parts if any(id(b) in moved for b in part) for buffer in part]
 
     def _update(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """An update that skips itself, on the device, if anything in it is not finite."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -12,17 +13,25 @@ from typing import Any
 
 import torch
 
-from ppgen.inference.execution.batches import Loaded, Shuffled, check_support, in_batches, mean_loss, observed_supports
+from ppgen.inference.execution.batches import (
+    Loaded,
+    Shuffled,
+    Support,
+    check_support,
+    in_batches,
+    mean_loss,
+    observed_supports,
+)
 from ppgen.inference.execution.distributed import current, gathered, num_rows, own_seed, spread
 from ppgen.inference.programs.hygiene import check_last_batch
 from ppgen.inference.programs.modes import checked_seed, device_of, seeded, set_trained, trained, training
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import give_way, in_turn
 from ppgen.inference.training.progress import History, Place, bar, located, losses
+from ppgen.inference.training.rowwise import check_amortised
 from ppgen.inference.training.saved import Saved
 from ppgen.inference.training.svi import SVI
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import Pair
 
 __all__ = ["History", "train"]
 
@@ -117,10 +126,9 @@ def train(
         nullcontext() if saved is None else saved.files.signals(),
         bar(epochs, progress and current().leads) as report,
     ):
-        if hasattr(pair, "model") and hasattr(pair, "guide"):
-            _check_observations(pair, batches, watched)
-            if isinstance(batches, Shuffled):
-                check_last_batch(pair, len(batches.rows), batch_size, next(iter(batches)))
+        _check_observations(pair, batches, watched)
+        if _is_pair(pair) and isinstance(batches, Shuffled):
+            check_last_batch(pair, len(batches.rows), batch_size, next(iter(batches)))
         order.manual_seed(seed)
         torch.manual_seed(own_seed(seed))
         place = Place() if saved is None else saved.take_up()
@@ -178,17 +186,33 @@ def _check_validation(loss: float, epoch: int) -> None:
         )
 
 
-def _check_observations(pair: Pair, *sources: Loaded | Shuffled | None) -> None:
+def _is_pair(pair: Any) -> bool:
+    return hasattr(pair, "model") and hasattr(pair, "guide")
+
+
+def _supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
+    """Where the members of a batch may lie: what densities say, and what a model without one for its data states."""
+    found = observed_supports(pair, batch) if _is_pair(pair) else []
+    if stated := getattr(pair, "data_support", None):
+        found.append(Support(0, "x", type(pair).__name__, stated, batch[0].shape[1:]))
+    return found
+
+
+def _check_observations(pair: Any, *sources: Loaded | Shuffled | None) -> None:
     """Data in memory are checked against the model's supports at once, a loader's batches as they come."""
+    if not (_is_pair(pair) or getattr(pair, "data_support", None)):
+        return  # without a look at the first batch of a loader, which may be slow
     for source, name in zip(sources, ("data", "validation"), strict=True):
         if source is None:
             continue
         first = next(iter(source))
         try:
             with training(pair, False):
-                supports = observed_supports(pair, device_batch(pair, first))
+                supports = _supports(pair, device_batch(pair, first))
         except ValueError as error:
             raise ValueError(f"{name} cannot be given to this pair: {error}") from error
+        if name == "data" and _is_pair(pair) and (len(source) > 1 or current().count > 1):
+            check_amortised(pair, device_batch(pair, first))
         if isinstance(source, Loaded):
             source.supports = supports
             check_support(supports, first, f"the first batch of {name}")
