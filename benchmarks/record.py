@@ -1,8 +1,11 @@
 """A JSON file of measured cells: each is written when it is finished, and none is measured twice."""
 
+import fcntl
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,27 @@ class Record:
 
     def add(self, **cell: Any) -> None:
         """One more cell, with the versions and the kind of machine that it was measured on."""
-        cells = [*self.cells, cell | {"machine": machine(), "versions": versions()}]
-        self._cells = cells
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(self.about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
+        cell |= {"machine": machine(), "versions": versions()}
+        if not self.path:
+            self._cells = [*self._cells, cell]
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.path.parent):  # or a cell that another process adds meanwhile would be lost
+            content = self.about | {"cells": [*self.cells, cell]}
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
             partial.replace(self.path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here for this folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which gives the lock back
 
 
 def machine() -> str:
@@ -54,5 +71,5 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "pyro-ppl", "scikit-learn")}
+    packages = {name: version(name) for name in ("torch", "pyro-ppl", "zuko", "scikit-learn")}
     return {"python": platform.python_version(), **packages}

@@ -173,7 +173,7 @@ def run(row: Row, place: Place, settings: Settings, quick: bool, epochs: int | N
         seed=place.seed,
         checkpoint=place.folder,
     )
-    return evaluate(row, place, settings, x, pair, vars(history))
+    return evaluate(row, place, settings, x, pair, vars(history), history.stopped_early)
 
 
 def run_so_far(row: Row, place: Place, settings: Settings, quick: bool) -> dict[str, Any]:
@@ -185,11 +185,13 @@ def run_so_far(row: Row, place: Place, settings: Settings, quick: bool) -> dict[
         )
     x, pair = built(row, place.seed, settings, quick)
     pair.load_state_dict((state["place"]["best_state"] or state["pair"])[0])
-    return evaluate(row, place, settings, x, pair, state["place"]["history"])
+    return evaluate(row, place, settings, x, pair, state["place"]["history"], state["place"]["ended"])
 
 
-def evaluate(row: Row, place: Place, settings: Settings, x: Any, pair: Any, history: dict[str, Any]) -> dict[str, Any]:
-    """The likelihood of the test data and what the latents do, written to the row's file."""
+def evaluate(
+    row: Row, place: Place, settings: Settings, x: Any, pair: Any, history: dict[str, Any], ended: bool
+) -> dict[str, Any]:
+    """The likelihood of the test data and what the latents do, written to the row's file; ended: by early stopping."""
     began = time.perf_counter()
     estimate = log_likelihood(pair, x.test, num_samples=row.num_samples or settings.num_samples)
     report = latent_report(pair, x.test) if row.num_samples is None else None
@@ -207,7 +209,7 @@ def evaluate(row: Row, place: Place, settings: Settings, x: Any, pair: Any, hist
         "active_units": report and report.active_units,
         "epochs": epochs,
         "best_epoch": history["best_epoch"],
-        "converged": history["stopped_early"] or epochs >= settings.epochs,
+        "converged": ended or epochs >= settings.epochs,
         "validation": min(history["validation"][settings.warmup :], default=None),
         "seconds": round(sum(history["seconds"])),
         "seconds_of_evaluation": round(time.perf_counter() - began),

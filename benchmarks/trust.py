@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from record import Record
 
-from ppgen import data
+from ppgen.cli.source import data_of
 from ppgen.inference import ais, bdmc, log_likelihood, repaired_log_likelihood
 from ppgen.runs import load_run
 
@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parent / "results" / "trust.json"
 
 def main(run: Path, n: int, samples: int, temperatures: int, chains: int, out: Path | None) -> None:
     pair, recipe, config = load_run(run)
-    source = config["data"]
-    test = data.load(source["name"], binarize=source["binarization"]).test[:n]
+    source = config["data"]["name"]
+    test = data_of(run, recipe, config, None, allow=[source]).test[:n]
     bounds = bdmc(pair, n, start="guide", num_temperatures=temperatures, num_chains=chains)
     estimates = {
         f"importance sampling, S = {samples}": lambda x: log_likelihood(pair, x, num_samples=samples),
@@ -36,7 +36,7 @@ def main(run: Path, n: int, samples: int, temperatures: int, chains: int, out: P
         ),
     }
     record = Record(out, {"what": "log p(x) of a VAE, nats a datum, on test data and on data that the model drew"})
-    settings = {"data": source["name"], "epochs": config["training"]["epochs"], "num_data": n, **recipe.settings}
+    settings = {"data": source, "epochs": config["training"]["epochs"], "num_data": n, **recipe.settings}
     print(f"{'log p(x), nats a datum':<38}{'test data':>22}{'reliable':>10}{'data of the model':>24}{'reliable':>10}")
     for name, estimate in estimates.items():
         found = {"test": estimate(test), "own": estimate(*bounds.data)}

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
+from ppgen.inference.execution.members import as_member
 from ppgen.nn.shapes import positive_integer
 
 __all__ = [
@@ -233,6 +234,8 @@ def dci(codes: Tensor, factors: Tensor, *, num_trees: int = 20, seed: int = 0) -
         TypeError, ValueError: as :func:`disentanglement`.
     """
     z, f = _checked(codes, factors)
+    z = z - z.mean(0)  # the trees see no more than float32 of the codes, which an offset would use up
+    z /= np.where((largest := np.abs(z).max(0)) > 0, largest, 1)
     order = np.random.default_rng(seed).permutation(len(z))
     train, test = np.split(order[: NUM_TRAIN + NUM_TEST], [min(NUM_TRAIN, math.ceil(len(z) * 2 / 3))])
     importance, accuracy = [], []
@@ -324,13 +327,12 @@ class _SharedFactor:
 def _checked(codes: Tensor, factors: Tensor, least_factors: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Codes and factors as arrays, once they are known to be usable."""
     given = {"codes": codes, "factors": factors}
-    z, f = (value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value) for value in given.values())
+    arrays = {name: v if isinstance(v, Tensor) else np.asanyarray(v) for name, v in given.items()}
+    z, f = (as_member(value, name)[:].detach().cpu() for name, value in arrays.items())
     for name, value in (("codes", z), ("factors", f)):
         if value.ndim != 2 or 0 in value.shape:
             raise ValueError(f"{name} must be a matrix, a row a datum, got shape {tuple(value.shape)}.")
-    if z.is_complex():
-        raise TypeError(f"codes must be real numbers, got {z.dtype}.")
-    if f.is_floating_point() or f.is_complex():
+    if f.is_floating_point():
         raise TypeError(f"factors must be integers, got {f.dtype}: give the index of each factor's value.")
     if len(z) != len(f):
         raise ValueError(f"codes and factors must belong to the same data, got {len(z):,} and {len(f):,} rows.")

@@ -7,6 +7,7 @@ distribution stand at a sample site, and :class:`Custom`, which makes a pair of 
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
@@ -245,6 +246,10 @@ def _caller(error: AttributeError) -> str:
     return found
 
 
+def _check_nothing() -> None:
+    """In place of a PyroModule's check that it owns all parameters: those of a :class:`Custom` pair are the pair's."""
+
+
 class _PrivateStore(Messenger):
     """Answers ``param`` sites from a :class:`Custom` pair instead of Pyro's global store."""
 
@@ -277,6 +282,9 @@ class Custom(nn.Module):
     A ``pyro.param`` site is a parameter from its first run on. ``fit`` makes such a run before it calls an
     ``optimizer`` that is a function, ``lambda parameters: Adam(parameters)``; an optimiser made earlier, of
     ``pair.parameters()``, lacks the sites.
+
+    ``copy.deepcopy`` copies the pair where the functions are methods, or use no networks but their ``pyro.param``
+    sites; of plain functions that use networks a copy would use the same, and is refused.
 
     Args:
         model: a function of the batch, with a plate on axis −1 that gives each datum its place.
@@ -318,8 +326,28 @@ class Custom(nn.Module):
                 known += module.modules()
         for module in self.modules():  # of Pyro's own kind (an autoguide): keeps its store, too, to itself
             context = getattr(module, "_pyro_context", None)
-            if context is not None and not hasattr(context, "param_state"):
-                context.param_state = {"params": {}, "constraints": {}}
+            if context is not None:
+                if not hasattr(context, "param_state"):
+                    context.param_state = {"params": {}, "constraints": {}}
+                # An autoguide's first look at the model puts param sites of the model there, and Pyro refuses that.
+                vars(module)["_check_module_local_param_usage"] = _check_nothing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Custom:
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        functions = copy.deepcopy(self._functions, memo)
+        # Methods take their owner along, and partials their arguments; what a plain function refers to stays behind.
+        own = {id(module): name for name, module in self.named_modules() if module.state_dict()}
+        kept = [own[id(m)] for f in functions for m in _modules_of(f).values() if id(m) in own]
+        kept += [own[id(m)] for m in self.children() if m is not self.sites and id(m) in own and id(m) not in memo]
+        if kept:
+            raise TypeError(
+                f"copy.deepcopy: the functions of this Custom use {', '.join(dict.fromkeys(kept))}, and a copy of them "
+                "would use the same, so that training one pair changes the other. Build the copy anew, "
+                "Custom(model, guide) of networks of its own, and load pair.state_dict() into it; or write model and "
+                "guide as methods of an nn.Module, which is copied with them."
+            )
+        copied.__setstate__(copy.deepcopy(vars(self), memo))
+        return copied
 
     def _unconstrained(self, msg: Any) -> Tensor:
         """The tensor behind a ``param`` site: an owned network's own, or one of :attr:`sites`."""

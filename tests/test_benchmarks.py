@@ -3,9 +3,17 @@
 import json
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from ppgen import catalogue
+from ppgen.data import load
+from ppgen.inference import History, log_likelihood
+from ppgen.runs import save_run
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -64,3 +72,45 @@ def test_the_papers_errors_stand_beside_those_of_mnist_only(monkeypatch):
     cell = {"model": "m1+m2", "labels": 600, "error": 4.09, "epochs": {"m1": 1, "m1+m2": 2}, "seed": 0, "seconds": 9}
     assert "4.09    2.59   +1.50" in table([cell | {"data": "mnist"}])
     assert "2.59" not in table([cell | {"data": "digits"}])
+
+
+def test_no_cell_is_lost_where_several_add_to_one_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from record import Record
+
+    def add(who):
+        record = Record(tmp_path / "results.json", {"what": "a test"})
+        for i in range(15):
+            record.add(who=who, i=i)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert sorted((c["who"], c["i"]) for c in content["cells"]) == [(who, i) for who in range(4) for i in range(15)]
+    assert content["what"] == "a test" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert {"torch", "pyro-ppl", "zuko"} <= set(content["cells"][0]["versions"])
+
+
+def test_a_run_is_measured_on_data_in_the_form_that_it_was_trained_on(tmp_path, monkeypatch, capsys):
+    settings = {"decoder": "normal", "latent_dim": 2, "hidden": (4,)}
+    recipe = catalogue.Recipe("vae", (1, 8, 8), settings=settings)
+    source = {"name": "digits", "binarization": "none"}
+    save_run(tmp_path / "run", recipe.build(), recipe, data=source, training={"epochs": 1}, history=History())
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import trust
+
+    seen = []
+
+    def estimate(pair, x, **_):
+        seen.append(x)
+        return log_likelihood(pair, x, num_samples=2)
+
+    for name in ("log_likelihood", "repaired_log_likelihood", "ais"):
+        monkeypatch.setattr(trust, name, estimate)
+    bounds = SimpleNamespace(
+        data=[torch.rand(5, 1, 8, 8)], lower=torch.zeros(5), upper=torch.ones(5), gap=1.0, gap_standard_error=0.1
+    )
+    monkeypatch.setattr(trust, "bdmc", lambda *_, **__: bounds)
+    trust.main(tmp_path / "run", 5, 2, 2, 2, tmp_path / "trust.json")
+    assert len(json.loads((tmp_path / "trust.json").read_text())["cells"]) == 5
+    assert torch.equal(seen[0], load("digits", binarize="none").test[:5] / 16)

@@ -161,7 +161,12 @@ def test_a_seed_decides_all_and_no_global_generator_is_touched():
         (PERFECT[:, 0], FACTORS, ValueError, "codes must be a matrix, a row a datum, got shape (1200,)"),
         (PERFECT, FACTORS[:, :0], ValueError, "factors must be a matrix, a row a datum, got shape (1200, 0)"),
         (PERFECT[:-1], FACTORS, ValueError, "must belong to the same data, got 1,199 and 1,200 rows"),
-        (PERFECT + 0j, FACTORS, TypeError, "codes must be real numbers, got torch.complex128"),
+        (
+            PERFECT + 0j,
+            FACTORS,
+            TypeError,
+            "codes is a tensor of torch.complex128: numbers (float, integer or boolean)",
+        ),
         (PERFECT, PERFECT, TypeError, "factors must be integers, got torch.float64: give the index"),
         (
             torch.where(FACTORS[:, :1] == 1, math.nan, PERFECT),
@@ -177,6 +182,30 @@ def test_a_seed_decides_all_and_no_global_generator_is_touched():
 def test_what_cannot_be_measured_is_refused(measure, codes, factors, error, words):
     with pytest.raises(error, match=re.escape(words)):
         measure(codes, factors)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda a: a.astype(a.dtype.newbyteorder(">")),
+        lambda a: np.ascontiguousarray(a[::-1])[::-1],
+        lambda a: a.astype(np.longdouble if a.dtype.kind == "f" else np.uint16),
+        lambda a: a.tolist(),
+    ],
+    ids=["big-endian", "negative strides", "wide and unsigned", "lists"],
+)
+def test_it_does_not_matter_how_numbers_are_stored(stored):
+    codes, factors = PERFECT.numpy(), FACTORS.numpy()
+    expected = mutual_information_gap(PERFECT, FACTORS)
+    assert mutual_information_gap(stored(codes), stored(factors)) == pytest.approx(expected)
+    assert mutual_information_gap(codes[::-1], factors[::-1]) == pytest.approx(expected)
+
+
+def test_neither_an_offset_nor_a_scale_of_the_codes_changes_what_is_read_off_them():
+    plain, far, large = (dci(codes, FACTORS, num_trees=3) for codes in (PERFECT, PERFECT + 1e8, PERFECT * 1e60))
+    for found in (far, large):
+        assert found.informativeness == plain.informativeness == 1
+        assert found.disentanglement == pytest.approx(plain.disentanglement, abs=1e-3)
 
 
 def test_settings_and_importances_that_make_no_sense_are_refused():

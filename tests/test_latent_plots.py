@@ -1,4 +1,6 @@
-"""Traversals and interpolations, with decoders that show the latents themselves."""
+"""Traversals and interpolations, with decoders that show the latents themselves; and the course of training."""
+
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -6,10 +8,12 @@ import pytest
 import torch
 
 from ppgen import decoders, models, plots, posteriors, priors
+from ppgen.inference import History
 from ppgen.models import Custom
 from ppgen.nn import MLP
 from ppgen.pair import data_plate
 from ppgen.plots import latents as latent_plots
+from ppgen.plots import pictures
 
 
 @pytest.fixture
@@ -128,3 +132,45 @@ def test_what_cannot_be_shown_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a has 3 rows and b has 2"):
         plots.interpolations(vae, x, x[:2], path)
     assert not path.exists()
+
+
+def course(history, monkeypatch):
+    """The axes on which the course of training was drawn."""
+    drawn = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plots.losses(history, "")
+    return drawn[0].axes[0]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        History(loss=[200.0]),
+        History(loss=[200.0, 150.0], validation=[140.0, 130.0]),
+        History(loss=[900.0, 150.0, 140.0], validation=[160.0, 141.0, math.inf]),
+        History(loss=[-0.0044 + 0.0001 * epoch for epoch in range(35)]),
+        History(loss=[1e30, 1e30]),
+    ],
+    ids=["one epoch", "two", "one that is not finite", "small values", "large values"],
+)
+def test_every_epoch_but_the_first_is_seen(history, monkeypatch):
+    axes = course(history, monkeypatch)
+    low, high = axes.get_ylim()
+    late = history.loss[1:] or history.loss
+    seen = [value for value in (*late, *history.validation) if math.isfinite(value)]
+    assert low < min(seen) and max(seen) < high
+    assert len(history.loss) < 3 or high - low < 1.2 * (max(seen) - min(seen))  # and none is flattened
+    assert all((line.get_marker() == ".") == (len(history.loss) < 21) for line in axes.lines)
+    assert axes.get_ylabel() == "loss (nats per datum)"
+
+
+def test_the_loss_of_a_critic_is_called_that(monkeypatch):
+    assert (
+        course(History(loss=[0.1], monitors={"critic_loss": [0.1]}), monkeypatch).get_ylabel() == "loss of the critic"
+    )
+
+
+def test_a_history_without_epochs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"history has no epochs.*train for at least one"):
+        plots.losses(History(), tmp_path / "losses.png")
+    assert not list(tmp_path.iterdir())

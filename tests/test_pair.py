@@ -1,6 +1,7 @@
 """Pairs of every kind under Pyro's own machinery and under ours."""
 
 import copy
+import functools
 from types import SimpleNamespace
 
 import pyro
@@ -9,6 +10,7 @@ import pyro.infer
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from torch import nn
 
 from ppgen import decoders, inference, models, posteriors, priors
@@ -235,6 +237,114 @@ def test_an_autoguides_auxiliary_site_is_weighed():
         step.step(x)
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     assert (log_likelihood(pair, x, num_samples=2000).values - exact).abs().max() < 0.05
+
+
+def linear(x):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    with data_plate(x):
+        z = pyro.sample("z", dist.Normal(loc, 2.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def widened(x):
+    width = pyro.param("width", torch.tensor(2.0), constraint=dist.constraints.positive)
+    with data_plate(x):
+        pyro.sample("z", dist.Normal(x / 2, width))
+
+
+@pytest.mark.parametrize("first", ["guide", "model"])
+@pytest.mark.parametrize("auto", [AutoNormal, AutoDiagonalNormal, AutoDelta])
+def test_an_autoguide_of_a_model_with_param_sites_is_trained_with_them(auto, first, global_param_store):
+    pair = Custom(linear, auto(linear))
+    x = 3 + torch.randn(20)
+    for run in (pair.guide, pair.model) if first == "guide" else (pair.model, pair.guide):
+        run(x)  # by now all parameters are there
+    before = [p.detach().clone() for p in pair.parameters()]
+    history = fit(pair, x, epochs=3, batch_size=20, progress=False)
+    assert all(changed(pair, before))
+    assert "sites.loc" in dict(pair.named_parameters())
+    assert all(torch.isfinite(torch.tensor(history.loss))) and len(global_param_store) == 0
+
+
+class Programs(nn.Module):
+    """Model and guide as methods, which bring their networks along."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def model(self, x):
+        linear(x)
+
+    def guide(self, x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(self.net(x[:, None])[:, 0], 1.0))
+
+
+def given_net(net, x):
+    with data_plate(x):
+        pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Custom(linear, widened),
+        lambda: Custom(linear, AutoNormal(linear)),
+        lambda: Custom((owner := Programs()).model, owner.guide),
+        lambda: Custom(linear, functools.partial(given_net, nn.Linear(1, 1))),
+        lambda: Custom(linear, pyro.poutine.scale(Programs().guide, 2.0)),
+    ],
+    ids=["param sites", "an autoguide", "methods", "a partial", "a handler"],
+)
+def test_a_copy_is_a_pair_of_its_own(make):
+    pair, x = make(), torch.randn(20)
+    fit(pair, x, epochs=1, batch_size=20, progress=False)
+    copied = copy.deepcopy(pair)
+    kept = [copy.deepcopy(pair.state_dict()), log_likelihood(copied, x, num_samples=10).values]
+    assert torch.equal(kept[1], log_likelihood(pair, x, num_samples=10).values)
+    fit(pair, x, epochs=3, batch_size=20, progress=False)
+    assert torch.equal(kept[1], log_likelihood(copied, x, num_samples=10).values)
+    before = [p.detach().clone() for p in copied.parameters()]
+    fit(copied, x, epochs=1, batch_size=20, progress=False)
+    assert all(changed(copied, before)) and list(copied.state_dict()) == list(kept[0])
+
+
+def by_name(net, model=linear):
+    return Custom(model, lambda x: given_net(net, x))
+
+
+def by_hand(net):
+    networks = [net]
+    return Custom(linear, lambda x: given_net(networks[0], x), net=net)
+
+
+def half_owned(net):
+    """The guide is a method of the network's owner, and the model refers to the network by name."""
+    owner = Programs()
+    owner.net = net
+
+    def model(x):
+        net(x[:, None])
+        linear(x)
+
+    return Custom(model, owner.guide)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [by_name, by_hand, half_owned, lambda net: Custom(linear, pyro.infer.config_enumerate(by_name(net)._functions[1]))],
+    ids=["a name", "a list", "a method and a name", "a handler"],
+)
+def test_no_copy_is_made_that_would_run_the_same_networks(make):
+    pair = make(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"this Custom use .*net, and a copy .*load pair.state_dict\(\).*methods of an"):
+        copy.deepcopy(pair)
+    pair.guide(torch.randn(3))
+
+
+def test_a_layer_without_a_state_may_be_shared_by_a_copy():
+    copy.deepcopy(by_name(nn.Softplus()))
 
 
 def test_any_object_with_model_and_guide_is_a_pair():

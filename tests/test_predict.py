@@ -99,6 +99,49 @@ def test_rows_come_first_whatever_plates_stand_inside_the_datas():
         assert ((found - expected[0]).flatten(1).std(1) < 0.5).all()  # each row has one latent
 
 
+def latent_by_latent(event, shifted):
+    """Three latents in a plate inside the data's, scalars or vectors, and perhaps one latent of the whole datum."""
+
+    def model(x=None):
+        with data_plate(x):
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0)) if shifted else 0.0
+            with pyro.plate("inner", 3, dim=-2):
+                z = pyro.sample("z", dist.Normal(torch.zeros(event), 1.0).to_event(len(event)))
+                loc = z.sum(-1) if event else z
+                return pyro.sample("x", dist.Normal(loc + shift, 0.1), obs=None if x is None else x.T)
+
+    def guide(x):
+        with data_plate(x):
+            if shifted:
+                pyro.sample("shift", dist.Normal(0.0, 1.0))
+            with pyro.plate("inner", 3, dim=-2):
+                loc = x.T[..., None].expand(3, len(x), *event) / 2 if event else x.T
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(len(event)))
+
+    return Custom(model, guide)
+
+
+@pytest.mark.parametrize("event", [(), (2,)], ids=["scalars", "vectors"])
+@pytest.mark.parametrize("shifted", [False, True], ids=["a tensor", "a dictionary"])
+@pytest.mark.parametrize("n", [5, 3, 1])
+def test_what_encode_gives_is_decoded_where_plates_stand_inside_the_datas(shifted, event, n):
+    pair, x = latent_by_latent(event, shifted), torch.randn(n, 3)
+    z = encode(pair, x)
+    assert (z["z"] if shifted else z).shape == (3, n, *event)
+    assert torch.allclose(decode(pair, z), x) and torch.allclose(reconstruct(pair, x), x)
+    assert torch.equal(decode(pair, z, mean=False, seed=0), decode(pair, z, mean=False, seed=0))
+    if shifted:
+        assert torch.allclose(decode(pair, dict(reversed(z.items()))), x)  # in whatever order
+
+
+def test_latents_with_axes_that_the_model_does_not_have_are_refused():
+    pair = pair_of(lambda z: dist.Normal(z, 0.1))
+    for name in ("z", ""):
+        z = torch.zeros(4, 3)
+        with pytest.raises(ValueError, match=r"latent z was given with shape \(4, 3\), and has 0 axes in a datum"):
+            decode(pair, {name: z} if name else z)
+
+
 def test_draws_without_a_seed_are_others_at_each_call():
     pair = pair_of(lambda z: dist.Normal(z, 1.0))
     x = torch.randn(5)

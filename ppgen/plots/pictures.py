@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppgen.inference import History, decode
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["comparison", "draw_pictures", "images", "is_picture", "losses", "manifold", "sheet"]
+
+MARKED = 20  # epochs up to which each is marked by a point
 
 
 def _canvas(pictures: Tensor, columns: int) -> Tensor:
@@ -80,19 +83,30 @@ def sheet(groups: dict[str, Tensor], path: Path, *, columns: int = 4, per_row: i
 
 
 def losses(history: History, path: Path) -> None:
-    """The course of training: loss per datum in nats, by epoch."""
+    """The course of training by epoch: loss per datum in nats, or the critic's loss where there is one.
+
+    Raises:
+        ValueError: a history without epochs.
+    """
+    if not history.loss:
+        raise ValueError("history has no epochs, so there is nothing to draw: train for at least one.")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     epochs = range(1, len(history.loss) + 1)
-    axes.plot(epochs, history.loss, label="training")
+    marker = "." if len(epochs) <= MARKED else ""  # a line of one point is not seen
+    axes.plot(epochs, history.loss, label="training", marker=marker)
     if history.validation:
-        axes.plot(epochs, history.validation, label="validation")
+        axes.plot(epochs, history.validation, label="validation", marker=marker)
     if history.best_epoch is not None:
         axes.axvline(history.best_epoch + 1, color="gray", linestyle=":", label="kept")
-    tail = [*history.loss[1:], *history.validation[1:]] or history.loss
-    axes.set_ylim(min(tail) - 1, max(tail) + 1)  # the first epoch would flatten the rest
+    late = history.loss[1:] if len(epochs) > 2 else history.loss  # the first epoch would flatten the rest
+    if shown := [value for value in (*late, *history.validation) if math.isfinite(value)]:
+        low, high = min(shown), max(shown)
+        margin = 0.05 * (high - low or abs(high) or 1.0)
+        axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (nats per datum)")
+    axes.set_ylabel("loss of the critic" if "critic_loss" in history.monitors else "loss (nats per datum)")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 

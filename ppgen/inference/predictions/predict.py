@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -12,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
@@ -22,13 +24,13 @@ from ppgen.pair import Pair, unadapted
 __all__ = ["decode", "encode", "reconstruct", "sample"]
 
 
-def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None = None) -> Tensor:
+def sample(pair: Any, n: int, *y: Any, mean: bool = False, seed: int | None = None) -> Tensor:
     r"""Draws of the observation, :math:`z \sim p(z \mid y),\ x \sim p(x \mid z, y)`, by ancestral sampling.
 
     Args:
         pair: anything with ``.model``, which takes ``None`` for the observation.
         n: how many.
-        y: the context of a conditional pair: n rows, or one row for all.
+        y: the context of a conditional pair, tensors or arrays: n rows, or one row for all.
         mean: the mean of p(x | z, y) for each drawn latent, in place of a draw from it; a draw where it has none.
         seed: of the noise; without it torch's generator goes on, and the next call draws others.
 
@@ -37,7 +39,7 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
 
     Raises:
         ValueError: n is not a positive whole number, or the context has another number of rows.
-        TypeError: the model cannot be run without data.
+        TypeError: the model cannot be run without data, or the context is no numbers.
 
     Example:
         >>> from ppgen import decoders, models, nn, posteriors, priors
@@ -52,6 +54,7 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
     positive_integer("n", n)
     context = []
     for i, member in enumerate(y):
+        member = as_member(member, f"y[{i}]")[:]
         if len(member) not in (1, n):
             raise ValueError(
                 f"y[{i}] has {len(member)} rows, and n={n} samples were asked for: give n rows, or one for all."
@@ -60,13 +63,14 @@ def sample(pair: Any, n: int, *y: Tensor, mean: bool = False, seed: int | None =
     return _observe(pair, {}, n, context, mean=mean, seed=seed)
 
 
-def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = True, seed: int | None = None) -> Tensor:
+def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Any, mean: bool = True, seed: int | None = None) -> Tensor:
     """The observation that goes with given latents: the mean of p(x | z, y), or a draw from it.
 
     Args:
         pair: anything with ``.model``, which takes ``None`` for the observation.
-        z: the latent, shape (N, ...), or a dictionary of several by site name.
-        y: the context of a conditional pair, N rows.
+        z: the latent as :func:`encode` gives it, shape (N, ...), with plates inside the data's in front of N; or a
+            dictionary of several by site name.
+        y: the context of a conditional pair, tensors or arrays of N rows.
         mean: the mean in place of a draw; a draw where there is none.
         seed: of the noise.
 
@@ -79,14 +83,19 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Tensor, mean: bool = Tr
     latents = z if isinstance(z, dict) else {"": z}
     if not latents or any(not isinstance(value, Tensor) or value.dim() == 0 for value in latents.values()):
         raise ValueError("z must be a tensor (N, ...), or a dictionary of such by the names of the latents.")
-    try:
-        return _observe(pair, latents, len(next(iter(latents.values()))), y, mean=mean, seed=seed)
-    except (RuntimeError, IndexError) as error:
-        given = {name or "z": (tuple(value.shape), value.dtype) for name, value in latents.items()}
-        raise ValueError(
-            f"The model cannot be run at latents of shapes and types {given}: {str(error).splitlines()[0]}. Give what "
-            "encode gives for such a pair."
-        ) from error
+    context = [as_member(m, f"y[{i}]")[:] if isinstance(m, np.ndarray) else m for i, m in enumerate(y)]
+    n = 1
+    while True:
+        try:
+            return _observe(pair, latents, n, context, mean=mean, seed=seed)
+        except _MoreRows as found:
+            n = found.n
+        except (RuntimeError, IndexError) as error:
+            given = {name or "z": (tuple(value.shape), value.dtype) for name, value in latents.items()}
+            raise ValueError(
+                f"The model cannot be run at latents of shapes and types {given}: {str(error).splitlines()[0]}. Give "
+                "what encode gives for such a pair."
+            ) from error
 
 
 def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: int | None = None) -> Any:
@@ -101,7 +110,7 @@ def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: i
 
     Shape:
         (N, latent_dim) for a single latent, otherwise a dictionary by site name; on the CPU. Plates inside the data's
-        stand in front of N, as the guide draws them.
+        stand in front of N, as the guide draws them and :func:`decode` takes them.
 
     Raises:
         ValueError: data that is empty or not finite, or a guide without latents.
@@ -177,7 +186,8 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
         if not context:
             stack.enter_context(pyro.plate("data_drawn", n, dim=-1))
-        found = _run_unnamed(pair, context, given[""]) if "" in given else _run(pair, context, given)
+        with _Given(given, None if context else n):
+            found = _run_unnamed(pair, context) if "" in given else _run(pair, context)
         if unknown := [name for name in given if name and name not in found]:
             raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
         if not found:
@@ -190,10 +200,9 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
         return as_data(site, value).cpu()
 
 
-def _run(pair: Any, context: Any, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    model = poutine.condition(pair.model, data=given) if given else pair.model
+def _run(pair: Any, context: Any) -> dict[str, Any]:
     try:
-        trace = poutine.trace(model).get_trace(None, *context)
+        trace = poutine.trace(pair.model).get_trace(None, *context)
     except (TypeError, AttributeError) as error:
         raise TypeError(
             f"The model could not be run without data ({error}): write it as model(x=None, ...), with the plate sized "
@@ -202,23 +211,45 @@ def _run(pair: Any, context: Any, given: dict[str, Tensor] | None = None) -> dic
     return sites(trace)
 
 
-class _Unnamed(poutine.messenger.Messenger):
-    """Puts a value in the place of the first draw: nothing is drawn only to learn its name."""
+class _MoreRows(Exception):
+    """A latent has more rows than the plate around the run, which has to begin anew: how many."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.n = n
+
+
+class _Given(poutine.messenger.Messenger):
+    """Puts values in the place of draws: by name, or the only one in that of the first draw, whatever its name.
+
+    Which axis of a value has the rows is known at its site only: the one before the axes of the event.
+    """
+
+    def __init__(self, latents: dict[str, Tensor], n: int | None) -> None:
         super().__init__()
-        self.value, self.used = value, False
+        self.latents, self.n = dict(latents), n
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not (self.used or msg["done"] or site_is_subsample(msg)):
-            msg["value"], msg["done"], self.used = self.value, True, True
+        if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+            return
+        value = self.latents.pop("" if "" in self.latents else msg["name"], None)
+        if value is None:
+            return
+        axis = value.dim() - 1 - msg["fn"].event_dim
+        if self.n is not None and axis >= max(1, len(msg["fn"].batch_shape)):
+            raise ValueError(
+                f"The latent {msg['name']} was given with shape {tuple(value.shape)}, and has "
+                f"{msg['fn'].event_dim} axes in a datum: give rows of them, as encode does, (N, ...)."
+            )
+        if self.n is not None and axis >= 0 and value.shape[axis] > self.n:
+            raise _MoreRows(value.shape[axis])
+        msg["value"], msg["done"] = value, True
 
 
-def _run_unnamed(pair: Any, context: Any, value: Tensor) -> dict[str, Any]:
+def _run_unnamed(pair: Any, context: Any) -> dict[str, Any]:
     """The model given its only latent."""
     try:
-        with _Unnamed(value):
-            found = _run(pair, context)
+        found = _run(pair, context)
     except (ValueError, RuntimeError):  # the value may not be what the first of several latents is
         _check_only_latent(list(_run(pair, context)))
         raise
