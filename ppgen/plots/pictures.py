@@ -99,8 +99,8 @@ def losses(history: History, path: Path) -> None:
         axes.plot(epochs, history.validation, label="validation", marker=marker)
     if history.best_epoch is not None:
         axes.axvline(history.best_epoch + 1, color="gray", linestyle=":", label="kept")
-    late = history.loss[1:] if len(epochs) > 2 else history.loss  # the first epoch would flatten the rest
-    if shown := [value for value in (*late, *history.validation) if math.isfinite(value)]:
+    first = 1 if len(epochs) > 2 else 0  # the first epoch would flatten the rest
+    if shown := [value for value in (*history.loss[first:], *history.validation[first:]) if math.isfinite(value)]:
         low, high = min(shown), max(shown)
         margin = 0.05 * (high - low or abs(high) or 1.0)
         axes.set_ylim(low - margin, high + margin)
