@@ -105,12 +105,10 @@ def latent_report(
     with evaluating(pair, seed):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, 100))))
         nesting, both = structure.nesting, programs(pair.model, pair.guide, structure)
+        settings: dict[str, Any] = {"nesting": nesting, "enumerate_model": structure.enumerated}
         for block in rows.batches(100):
             given = device_batch(pair, block)
-            settings: dict[str, Any] = {
-                "num_particles": num_samples, "nesting": nesting, "enumerate_model": structure.enumerated,
-            }  # fmt: skip
-            model_trace, guide_trace = run(*both, given, **settings)
+            model_trace, guide_trace = run(*both, given, num_particles=num_samples, **settings)
             prior = sites(model_trace)
             shape = (num_samples, len(block[0]))
             log_prior = _log_priors(model_trace, [n for n in prior if n in guide_trace.nodes], nesting, shape)

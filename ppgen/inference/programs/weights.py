@@ -35,7 +35,7 @@ def _is_weighed(site: Any) -> bool:
 
 def _enumerated(
     trace: poutine.Trace, names: Sequence[str], nesting: int, shape: tuple[int, int]
-) -> tuple[Tensor, set[str]]:
+) -> tuple[Tensor | float, set[str]]:
     """Log Σ over the enumerated sites, per particle and datum, and the names of the sites that went into it.
 
     Plates inside the data plate are respected: a discrete site in such a plate is summed out before the product over
@@ -58,7 +58,7 @@ def _enumerated(
         sizes.update(zip(term._pyro_dims, term.shape, strict=True))
         used.add(name)
     if not factors:  # sums over a single value, whose axes are none
-        return torch.zeros(shape), used
+        return 0.0, used
     target = frozenset(s for s, dim in trace.symbol_to_dim.items() if s in sizes and dim in (-1, -1 - nesting))
     total = contract_to_tensor(factors, sum_dims, target_ordinal=target, ring=LogRing(dim_to_size=sizes))
     return per_datum(packed.unpack(total, trace.symbol_to_dim), nesting, *shape), used
