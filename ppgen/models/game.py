@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 from torch import Tensor, nn
-from torch.distributions.constraints import Constraint
+from torch.distributions import constraints
 
 from ppgen.distributions import Implicit
 from ppgen.nn import feed
@@ -27,28 +27,9 @@ def check_parts(owner: str, levels: int | None, **parts: object) -> None:
         several_levels("levels (None: real data)", levels)
 
 
-class Levels(Constraint):
-    """Whole numbers 0, ..., levels − 1."""
-
-    is_discrete = True
-
-    def __init__(self, levels: int) -> None:
-        super().__init__()
-        self.levels = levels
-
-    def check(self, value: Tensor) -> Tensor:
-        if value.is_floating_point():
-            return (value % 1 == 0) & (value >= 0) & (value < self.levels)
-        value = value.long()  # or 65,537 levels would be 1 to bytes, and some unsigned types cannot be compared at all
-        return (value >= 0) & (value < self.levels)
-
-    def __repr__(self) -> str:
-        return f"levels={self.levels}, whole numbers 0, ..., {self.levels - 1}"
-
-
-def data_support(gan: Any) -> Levels | None:
+def data_support(gan: Any) -> constraints.Constraint | None:
     """Where data may lie, which no density states; None: anywhere."""
-    return None if gan.levels is None else Levels(gan.levels)
+    return None if gan.levels is None else constraints.integer_interval(0, gan.levels - 1)
 
 
 def seen(x: Tensor, levels: int | None, network: nn.Module) -> Tensor:

@@ -136,6 +136,8 @@ def check_support(supports: Sequence[Support], batch: Sequence[Any], name: str =
         if values[0].numel() != support.shape.numel():
             continue
         values = values.reshape(-1, *support.shape)
+        if not values.is_floating_point():  # a bound of 255 would be -1 to int8, and nothing compares uint16
+            values = values.long()
         good = support.constraint.check(values)
         if not good.all():
             row = start + int((~good.reshape(len(values), -1).all(1)).nonzero()[0])
