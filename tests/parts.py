@@ -97,9 +97,8 @@ def normalised(event_shape=(16,)):
     )
 
 
-def small_vae():
-    """A VAE of 16 pixels, the same one every time."""
+def small_vae(decoder=decoders.Bernoulli, outputs_shape=16):
+    """A VAE of 16 pixels, the same one every time; its decoder takes so many outputs of the network."""
     torch.manual_seed(0)
-    return models.VAE(
-        priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 8, 16)), posteriors.DiagNormal(nn.MLP(16, 8, 4))
-    )
+    net = nn.MLP(2, 8, outputs_shape)
+    return models.VAE(priors.StandardNormal(2), decoder(net), posteriors.DiagNormal(nn.MLP(16, 8, 4)))

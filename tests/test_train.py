@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as networks
 from ppgen.inference import SVI, elbo, fit, iwae, train, warmup
-from ppgen.inference.execution.batches import Rows, Shuffled, Support, check_support
+from ppgen.inference.execution.batches import Rows, Shuffled
 from ppgen.inference.losses.loss import as_loss
 from ppgen.models import Custom
 from ppgen.pair import data_plate
@@ -503,12 +503,3 @@ def test_parameters_that_are_as_many_as_rows_by_chance_are_trained():
     for pair, data in pairs:
         fit(pair, data, epochs=1, batch_size=20, progress=False)
     fit(Custom(local, amortised, net=net), x[:3], epochs=1, batch_size=1, progress=False)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int64])
-def test_a_support_is_that_of_the_numbers_in_whatever_type(dtype):
-    support = Support(0, "x", "Categorical", dist.constraints.integer_interval(0, 255), torch.Size([2]))
-    check_support([support], [torch.tensor([[0, 127]], dtype=dtype)])
-    if dtype.is_signed:
-        with pytest.raises(ValueError, match=r"datum 0 lies outside .* from -1 to 1"):
-            check_support([support], [torch.tensor([[-1, 1]], dtype=dtype)])

@@ -14,14 +14,15 @@ from torch import Tensor
 from ppgen.inference.evaluation.export import elpd_data
 from ppgen.inference.evaluation.psis import TailAccumulator, k_hat_limit
 from ppgen.inference.evaluation.weigher import Weigher
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import check_rows, checked_rows
 from ppgen.inference.execution.distributed import spread
 from ppgen.inference.execution.fingerprint import fingerprint
-from ppgen.inference.programs.hygiene import check_observed, warn_of_probabilities, watching_modes
+from ppgen.inference.programs.hygiene import warn_of_probabilities, watching_modes
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import checked_seed, device_of, evaluating, seeded
 from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.structure import measure, programs
+from ppgen.inference.programs.supports import check_observed, observed_supports
 from ppgen.inference.programs.traces import coordinates, device_batch, run, run_guide, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
@@ -192,7 +193,9 @@ def log_likelihood(
         with watching_modes(pair), seeded(None, device_of(pair)):
             traces = run(pair.model, pair.guide, first)
         check_subsamples(*traces, num_rows=len(first[0]))
-        check_observed(found := sites(traces[0]))
+        found = sites(traces[0])
+        check_rows(rows, observed_supports(found, first))
+        check_observed(found)
         warn_of_probabilities(pair, found)
         weigher = Weigher(
             pair if structure.vectorized else SimpleNamespace(model=model, guide=guide),

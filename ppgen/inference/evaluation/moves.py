@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -15,10 +15,10 @@ from torch.distributions import biject_to
 
 from ppgen.distributions.flow import Drawn
 from ppgen.inference.programs.modes import modules_of, seeded
-from ppgen.inference.programs.traces import Program, support
-from ppgen.pair import Pair, unadapted
+from ppgen.inference.programs.traces import delta_of, support
+from ppgen.pair import Pair
 
-__all__ = ["Coordinates", "Move", "Moved", "Repaired", "moved", "moves"]
+__all__ = ["Coordinates", "Move", "Moved", "Repaired", "moves"]
 
 
 class Coordinates(NamedTuple):
@@ -104,10 +104,7 @@ def moves(site: Any) -> bool:
     """Whether a site of the guide can be moved: a draw that is continuous."""
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
-    inner = site["fn"]
-    while not isinstance(inner, Delta) and (further := getattr(unadapted(inner), "base_dist", None)) is not None:
-        inner = further
-    return not isinstance(inner, Delta) and not support(site["fn"]).is_discrete
+    return delta_of(site) is None and not support(site["fn"]).is_discrete
 
 
 class Move(Messenger):
@@ -141,13 +138,3 @@ class Repaired:
     def guide(self, x: Any, *rest: Any) -> Any:
         with self._move(*rest[: self._num_moves]):
             return self._guide(x, *rest[self._num_moves :])
-
-
-def moved(guide: Program, handler: Messenger) -> Program:
-    """A guide under a handler."""
-
-    def program(*batch: Any) -> Any:
-        with handler:
-            return guide(*batch)
-
-    return program

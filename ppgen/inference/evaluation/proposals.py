@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, cell_seed, log_likelihood
-from ppgen.inference.evaluation.moves import Coordinates, Move, Repaired, moved, moves
+from ppgen.inference.evaluation.moves import Coordinates, Move, Repaired, moves
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
@@ -143,7 +143,7 @@ def _choose(pair: Pair, block: Sequence[Any], structure: Structure, scales: Sequ
     nesting, k = structure.nesting, len(scales)
     device = next(m.device for m in block if isinstance(m, Tensor))
     handlers = [Move(scale=torch.full((1,), c, device=device)) for c in scales]
-    widened = [programs(pair.model, moved(pair.guide, handler), structure) for handler in handlers]
+    widened = [programs(pair.model, handler(pair.guide), structure) for handler in handlers]
     joints, drawn = [], []
     for model, guide in widened:
         model_trace, guide_trace = run(

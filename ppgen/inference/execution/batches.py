@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from ppgen.inference.execution.distributed import own_part
-from ppgen.inference.execution.members import as_member, check_members
-from ppgen.inference.programs.hygiene import warn_of_probabilities
-from ppgen.inference.programs.refusals import check_axes
+from ppgen.inference.execution.members import as_member, checked_members
 from ppgen.inference.programs.sequences import Packed, by_rows
-from ppgen.inference.programs.traces import sites
+from ppgen.inference.programs.supports import Support, check_support
 
-__all__ = ["Rows", "checked_rows"]
+__all__ = ["Rows", "check_rows", "checked_rows"]
+
+BLOCK = 4096
 
 
 class Rows:
@@ -56,6 +54,10 @@ class Rows:
             stop = start + batch_size
             yield self(slice(start, stop) if order is None else order[start:stop])
 
+    def blocks(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """The rows a few thousand at a time, which is as many as a check needs in memory, each with its first row."""
+        return zip(range(0, len(self), BLOCK), self.batches(BLOCK), strict=True)
+
 
 def checked_rows(data: Any, name: str = "data") -> Rows:
     """Rows of a tensor, an array or a tuple of them, once they are known to be usable.
@@ -74,8 +76,8 @@ def checked_rows(data: Any, name: str = "data") -> Rows:
         raise ValueError(f"The members of {name} differ in length: {lengths}. Each must have one row a datum.")
     if lengths[0] == 0:
         raise ValueError(f"{name} is empty (shape {tuple(rows.members[0].shape)}): at least one datum is needed.")
-    for start in range(0, len(rows), 4096):
-        check_finite(rows(slice(start, start + 4096)), name, start)
+    for start, block in rows.blocks():
+        check_finite(block, name, start)
     return rows
 
 
@@ -96,80 +98,14 @@ def check_finite(batch: Sequence[Any], name: str = "data", start: int = 0) -> No
             )
 
 
-class Support(NamedTuple):
-    """Where the values of one member of a batch may lie."""
-
-    member: int
-    site: str
-    distribution: str
-    constraint: Any
-    shape: torch.Size
-
-
-def observed_supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
-    """The supports of the sites that observe members of a batch, from one run of the pair."""
-    with torch.no_grad(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
-    observed = sites(model_trace)
-    check_axes(sites(guide_trace), "guide")
-    check_axes(observed, "model")
-    warn_of_probabilities(pair, observed)
-    found = []
-    for name, site in observed.items():
-        same = (i for i, m in enumerate(batch) if _same_rows(m, site["value"]))
-        member = next(same, None) if site["is_observed"] else None
-        constraint, distribution = _support(site["fn"])
-        if member is not None and constraint is not None:
-            found.append(Support(member, name, distribution, constraint, site["value"].shape[1:]))
-    return found
-
-
-def check_support(supports: Sequence[Support], batch: Sequence[Any], name: str = "data", start: int = 0) -> None:
-    """Refuses data outside the support of the site that observes them (grey values under a Bernoulli, say).
+def check_rows(rows: Rows, supports: Sequence[Support], name: str = "data") -> None:
+    """Refuses data of which any lie outside the support of the site that observes them.
 
     Raises:
-        ValueError: a value lies outside the support.
+        ValueError: a value does, as :func:`check_support` says.
     """
-    for support in supports:
-        values = batch[support.member]
-        if values[0].numel() != support.shape.numel():
-            continue
-        values = values.reshape(-1, *support.shape)
-        if not values.is_floating_point():  # a bound of 255 would be -1 to int8, and nothing compares uint16
-            values = values.long()
-        good = support.constraint.check(values)
-        if not good.all():
-            row = start + int((~good.reshape(len(values), -1).all(1)).nonzero()[0])
-            low, high = values.min().item(), values.max().item()
-            raise ValueError(
-                f"{name}: datum {row} lies outside the support of the observed site {support.site!r}, "
-                f"{support.distribution} on {support.constraint} (values run from {low:g} to {high:g}). Binarise or "
-                "rescale the data, or choose a decoder whose support holds them."
-            )
-
-
-def _same_rows(member: Any, value: Any) -> bool:
-    """Whether a site observed a member as it is, or with its rows in another shape."""
-    if member is value or not (isinstance(member, Tensor) and isinstance(value, Tensor)):
-        return member is value
-    same = member.data_ptr() == value.data_ptr() and member.numel() == value.numel()
-    return same and value.is_contiguous() and value.shape[:1] == member.shape[:1]
-
-
-def _support(fn: Any) -> tuple[Any, str]:
-    base = fn
-    while hasattr(base, "base_dist") or hasattr(base, "base"):
-        base = base.base_dist if hasattr(base, "base_dist") else base.base
-    try:
-        return fn.support, type(base).__name__
-    except (NotImplementedError, AttributeError):
-        return None, ""
-
-
-def mean_loss(values: Sequence[tuple[float, int]]) -> float:
-    """The mean over data of per-batch means."""
-    return math.fsum(v * n for v, n in values) / sum(n for _, n in values)
+    for start, block in rows.blocks():
+        check_support(supports, block, name, start)
 
 
 class Loaded:
@@ -233,7 +169,7 @@ class Loaded:
         empty = True
         for i, batch in enumerate(self.loader):
             members = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            check_members(members, f"batch {i} of {self.name}")
+            members = checked_members(members, f"batch {i} of {self.name}")
             check_finite(members, f"batch {i} of {self.name}")
             check_support(self.supports, members, f"batch {i} of {self.name}")
             yield members

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["as_member", "check_members"]
+__all__ = ["as_member", "checked_members"]
 
 NUMBERS = "numbers (float, integer or boolean) are expected"
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -39,25 +39,29 @@ def as_member(member: Any, name: str) -> Any:
     return member
 
 
-def check_members(members: Sequence[Any], name: str) -> None:
-    """Refuses batches of a loader that nothing could be trained on.
+def checked_members(members: Sequence[Any], name: str) -> tuple[Any, ...]:
+    """The members of a batch that a loader gave, as :func:`as_member` would have them.
 
     Raises:
-        TypeError: a member is a dictionary, a text or a list.
+        TypeError: a member is a dictionary, a text or a list, or not of numbers.
         ValueError: a member has no rows.
     """
-    for i, member in enumerate(members):
-        if isinstance(member, PackedSequence):
-            continue
-        if member is None or isinstance(member, dict | str | bytes | list | tuple | set):
-            raise TypeError(
-                f"{name} is made of {type(member).__name__} (member {i}): a tensor or a tuple of tensors is expected. "
-                "Let the loader's collate_fn pick them: lambda rows: torch.stack([row['x'] for row in rows]), say."
-            )
-        if isinstance(member, Tensor):
-            _of_tensor(member, f"{name}, member {i}")
-            if len(member) == 0:
-                raise ValueError(f"{name} has no rows (member {i} has shape {tuple(member.shape)}).")
+    return tuple(_checked(member, f"{name}, member {i}") for i, member in enumerate(members))
+
+
+def _checked(member: Any, name: str) -> Any:
+    if member is None or (
+        isinstance(member, dict | str | bytes | list | tuple | set) and not isinstance(member, PackedSequence)
+    ):
+        raise TypeError(
+            f"{name} is {type(member).__name__}: a batch is a tensor or a tuple of tensors. Let the loader's "
+            "collate_fn pick them: lambda rows: torch.stack([row['x'] for row in rows]), say."
+        )
+    if not isinstance(member, Tensor):
+        return member
+    if member.dim() and len(member) == 0:
+        raise ValueError(f"{name} has no rows (shape {tuple(member.shape)}).")
+    return _of_tensor(member, name)
 
 
 class Mapped:
@@ -103,6 +107,8 @@ def _of_tensor(tensor: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} is a single number: a tensor with the data axis first is expected.")
     if tensor.dtype in UNSIGNED:  # which torch can store, and can neither compare nor divide
         return _widened(tensor, name)
+    if tensor.dtype == torch.int8:  # to which a bound of 255 is -1
+        return tensor.short()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.detach()
 
 

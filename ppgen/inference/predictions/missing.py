@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
 from ppgen.inference.execution.batches import checked_rows
-from ppgen.inference.predictions.predict import innermost, mean_of
+from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.structure import check_vectorized, measure
-from ppgen.inference.programs.traces import device_batch, log_prob, run, sites
+from ppgen.inference.programs.traces import device_batch, innermost, log_prob, run, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair, unadapted
 

@@ -17,9 +17,9 @@ from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
-from ppgen.inference.programs.traces import as_data, device_batch, sites
+from ppgen.inference.programs.traces import as_data, device_batch, innermost, sites
 from ppgen.nn.shapes import positive_integer
-from ppgen.pair import Pair, unadapted
+from ppgen.pair import Pair
 
 __all__ = ["decode", "encode", "reconstruct", "sample"]
 
@@ -144,14 +144,6 @@ def reconstruct(pair: Pair, *batch: Any, mean: bool = True, seed: int | None = N
     """
     latents = encode(pair, *batch, mean=mean, seed=seed)
     return decode(pair, latents, *batch[1:], mean=mean, seed=seed)
-
-
-def innermost(distribution: Any) -> Any:
-    """What a distribution is inside of what makes events of it, expands or masks it."""
-    inner = unadapted(distribution)
-    while (further := getattr(inner, "base_dist", getattr(inner, "whole", None))) is not None:
-        inner = unadapted(further)
-    return inner
 
 
 def mean_of(distribution: Any) -> Tensor | None:

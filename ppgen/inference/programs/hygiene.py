@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
 from ppgen.inference.programs.modes import device_of, modules_of, seeded
-from ppgen.inference.programs.traces import device_batch, run
-from ppgen.pair import unadapted
+from ppgen.inference.programs.traces import device_batch, innermost, run
 
-__all__ = ["check_last_batch", "check_observed", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]
+__all__ = ["check_last_batch", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]
 
 log = logging.getLogger(__name__)
 
@@ -84,34 +82,10 @@ def watching_modes(pair: Any) -> Iterator[None]:
         )
 
 
-def check_observed(found: dict[str, Any]) -> None:
-    """Makes sure that observed values lie where the density of their site is defined.
-
-    Raises:
-        ValueError: they do not (grey values under a Bernoulli, say, which with validation off has a log_prob for them).
-    """
-    for name, site in found.items():
-        hidden = site["mask"] is not None or _base(site["fn"], stop=MaskedDistribution) is not _base(site["fn"])
-        if not site["is_observed"] or hidden or not isinstance(site["value"], Tensor):
-            continue
-        try:
-            support = site["fn"].support
-            good = support.check(site["value"])
-        except (NotImplementedError, AttributeError, RuntimeError):
-            continue
-        if not good.all():
-            value, kind = site["value"], type(_base(site["fn"])).__name__
-            raise ValueError(
-                f"The observed site {name!r} is {kind} on {support}, and values run from {value.min():g} to "
-                f"{value.max():g}: log p(x) is not defined there. Binarise or rescale the data, or choose a decoder "
-                "whose support holds them."
-            )
-
-
 def warn_of_probabilities(pair: Any, found: dict[str, Any]) -> None:
     """Warns of observed sites whose logits all look like probabilities: those of a net that ends in a sigmoid."""
     for name, site in found.items():
-        base = _base(site["fn"]) if site["is_observed"] else None
+        base = innermost(site["fn"]) if site["is_observed"] else None
         if base is None:
             continue
         squashed = [
@@ -147,14 +121,6 @@ def _look_like_probabilities(base: Any, surely: bool) -> bool:
         given = logits + (1 - logits.sum(-1, keepdim=True)) / logits.shape[-1]
         return bool(given.min() >= -1e-6 and given.max() > 0.5 + 1 / logits.shape[-1])
     return False
-
-
-def _base(fn: Any, stop: type | tuple[()] = ()) -> Any:
-    """The distribution of a single element, or the first on the way to it that is of a kind to stop at."""
-    fn = unadapted(fn)
-    while (hasattr(fn, "base_dist") or hasattr(fn, "base")) and not isinstance(fn, stop):
-        fn = fn.base_dist if hasattr(fn, "base_dist") else fn.base
-    return fn
 
 
 def check_last_batch(pair: Any, num_rows: int, batch_size: int, batch: Sequence[Any]) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, TransformedDistribution, constraints
 from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.inference.programs.modes import device_of, dtype_of, first_tensor
@@ -23,6 +23,7 @@ from ppgen.pair import unadapted
 
 PARTICLES = "num_particles_vectorized"
 Program = Callable[..., Any]
+WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
 def sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -126,12 +127,27 @@ def frame_of_data(site: Any) -> Any | None:
     return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
 
 
+def layers(distribution: Any) -> Iterator[Any]:
+    """A distribution, and what is inside of what makes events of it, expands it, masks it or leaves elements out."""
+    inner = unadapted(distribution)
+    yield inner
+    while (further := inner.base_dist if isinstance(inner, WRAPPERS) else getattr(inner, "whole", None)) is not None:
+        inner = unadapted(further)
+        yield inner
+
+
+def innermost(distribution: Any) -> Any:
+    """The last of a distribution's :func:`layers`, whose type says what it is."""
+    *_, inner = layers(distribution)
+    return inner
+
+
 def delta_of(site: Any) -> Delta | None:
-    """The Delta that a site is, inside of what makes events of it; None if it is none."""
-    fn = unadapted(site["fn"])
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn if isinstance(fn, Delta) else None
+    """The Delta that a site is, inside of what makes events of it or transforms it; None if it is none."""
+    inner = innermost(site["fn"])
+    while isinstance(inner, TransformedDistribution):
+        inner = innermost(inner.base_dist)
+    return inner if isinstance(inner, Delta) else None
 
 
 def is_point(site: Any) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.inference.execution.batches import mean_loss
 from ppgen.inference.programs.modes import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
+from ppgen.inference.training.progress import mean_loss
 from ppgen.nn.shapes import positive_integer
 
 __all__ = ["EM"]

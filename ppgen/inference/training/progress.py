@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-__all__ = ["History", "Place", "bar", "located", "losses"]
+__all__ = ["History", "Place", "bar", "located", "losses", "mean_loss"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class History:
     monitors: dict[str, list[float]] = field(default_factory=dict)
     compiled: bool = False
     skipped: int = 0
+
+
+def mean_loss(values: Sequence[tuple[float, int]]) -> float:
+    """The mean over data of per-batch means."""
+    return math.fsum(v * n for v, n in values) / sum(n for _, n in values)
 
 
 @dataclass

@@ -11,23 +11,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 
-from ppgen.inference.execution.batches import (
-    Loaded,
-    Shuffled,
-    Support,
-    check_support,
-    in_batches,
-    mean_loss,
-    observed_supports,
-)
+from ppgen.inference.execution.batches import Loaded, Shuffled, check_rows, in_batches
 from ppgen.inference.execution.distributed import current, gathered, num_rows, own_seed, spread
-from ppgen.inference.programs.hygiene import check_last_batch
+from ppgen.inference.programs.hygiene import check_last_batch, warn_of_probabilities
 from ppgen.inference.programs.modes import checked_seed, device_of, seeded, set_trained, trained, training
-from ppgen.inference.programs.traces import device_batch
+from ppgen.inference.programs.refusals import check_axes
+from ppgen.inference.programs.supports import Support, check_support, observed_supports
+from ppgen.inference.programs.traces import device_batch, run, sites
 from ppgen.inference.programs.turns import give_way, in_turn
-from ppgen.inference.training.progress import History, Place, bar, located, losses
+from ppgen.inference.training.progress import History, Place, bar, located, losses, mean_loss
 from ppgen.inference.training.rowwise import check_amortised
 from ppgen.inference.training.saved import Saved
 from ppgen.inference.training.svi import SVI
@@ -192,7 +187,15 @@ def _is_pair(pair: Any) -> bool:
 
 def _supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
     """Where the members of a batch may lie: what densities say, and what a model without one for its data states."""
-    found = observed_supports(pair, batch) if _is_pair(pair) else []
+    found = []
+    if _is_pair(pair):
+        with torch.no_grad(), pyro.validation_enabled(False):
+            model_trace, guide_trace = run(pair.model, pair.guide, batch)
+        observed = sites(model_trace)
+        check_axes(sites(guide_trace), "guide")
+        check_axes(observed, "model")
+        warn_of_probabilities(pair, observed)
+        found = observed_supports(observed, batch)
     if stated := getattr(pair, "data_support", None):
         found.append(Support(0, "x", type(pair).__name__, stated, batch[0].shape[1:]))
     return found
@@ -217,8 +220,7 @@ def _check_observations(pair: Any, *sources: Loaded | Shuffled | None) -> None:
             source.supports = supports
             check_support(supports, first, f"the first batch of {name}")
             continue
-        for start in range(0, len(source.rows), 4096):
-            check_support(supports, source.rows(slice(start, start + 4096)), name, start)
+        check_rows(source.rows, supports, name)
 
 
 def _check_shared(step: Any, batches: Loaded | Shuffled, watched: Loaded | Shuffled | None, batch_size: int) -> None:

@@ -1,0 +1,75 @@
+"""Where observed data may lie: in memory and from loaders, in every type of number, in training and evaluation."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from parts import small_vae
+from torch.utils.data import DataLoader
+
+from ppgen import decoders
+from ppgen.inference import fit, log_likelihood
+from ppgen.models import Custom
+
+LEVELS = torch.randint(0, 120, (30, 16))
+
+
+def levels_vae():
+    return small_vae(decoders.DiscretizedLogistic, decoders.DiscretizedLogistic.outputs_shape((16,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int64])
+def test_whole_numbers_of_any_type_are_levels(dtype):
+    """256 levels: the bound of 255 would be −1 to int8, and torch compares no uint16."""
+    x = LEVELS.to(dtype)
+    pair, expected = levels_vae(), fit(levels_vae(), LEVELS, epochs=1, validation=LEVELS, seed=0, progress=False)
+    history = fit(pair, x, epochs=1, validation=x, seed=0, progress=False)
+    assert history.loss == expected.loss and history.validation == expected.validation
+    loader = DataLoader(x, batch_size=100)
+    history = fit(levels_vae(), loader, epochs=1, validation=loader, seed=0, progress=False)
+    assert history.validation == expected.validation
+    values = log_likelihood(pair, x, num_samples=3).values
+    assert values.equal(log_likelihood(pair, LEVELS, num_samples=3).values)
+    if torch.iinfo(dtype).min < 0:
+        with pytest.raises(ValueError, match=r"datum 0 lies outside .* from -1 to 1"):
+            log_likelihood(pair, torch.tensor([[-1, 1] * 8], dtype=dtype), num_samples=3)
+
+
+def test_small_numbers_are_within_a_large_range():
+    """A bound of 299 would be 43 to uint8."""
+    pair = small_vae(lambda net: decoders.Categorical(net, 300), decoders.Categorical.outputs_shape((16,), 300))
+    assert np.isfinite(fit(pair, LEVELS.to(torch.uint8), epochs=1, seed=0, progress=False).loss[0])
+
+
+def test_each_datum_may_have_a_range_of_its_own():
+    """Binomial counts: a bound of the first batch says nothing of the next."""
+    total = torch.arange(1.0, 201.0)
+    x = (0.7 * total).floor()
+
+    def model(x, total):
+        with pyro.plate("data", len(total)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Binomial(total, logits=z), obs=x)
+
+    def guide(x, total):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(total)):
+            pyro.sample("z", dist.Normal(loc, 1.0).expand((len(total),)))
+
+    pair = Custom(model, guide)
+    fit(pair, (x, total), batch_size=50, epochs=1, seed=0, progress=False)
+    assert log_likelihood(pair, x, total, num_samples=30).values.isfinite().all()
+    x[3] = 5.0  # of 4
+    with pytest.raises(ValueError, match="a value lies outside the support of the observed site 'x', Binomial on"):
+        log_likelihood(pair, x, total, num_samples=30)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_no_datum_is_scored_where_its_density_is_none(validation):
+    """Found before the work, and not only among the first data."""
+    x = torch.ones(300, 16)
+    x[250, 2] = 0.5
+    pair = small_vae()
+    with pyro.validation_enabled(validation), pytest.raises(ValueError, match=r"datum 250 lies outside .* Bernoulli"):
+        log_likelihood(pair, x, num_samples=10)
