@@ -2,7 +2,8 @@
 
 from ppgen import data, decoders, inference, models, nn, posteriors, priors
 from ppgen.inference import SVI, elbo, fit, iwae, log_likelihood, log_weights, sample, warmup
-from ppgen.pair import Custom, Pair
+from ppgen.models import Custom
+from ppgen.pair import Pair
 
 __version__ = "0.1.0"
 

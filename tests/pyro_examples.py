@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO, config_enumerate
 from torch import nn
 
 from ppgen.inference import log_weights
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 PIXELS, Z = 12, 2
 

@@ -21,9 +21,9 @@ from ppgen.check import RUNGS, Rung, climb, trust
 from ppgen.files import write_manifest
 from ppgen.inference.evaluation import annealed, bidirectional, likelihood, weigher
 from ppgen.inference.programs import weights
-from ppgen.models import FactorAnalysis, GaussianMixture
+from ppgen.models import Custom, FactorAnalysis, GaussianMixture
 from ppgen.nn.masked import MaskedConv2d
-from ppgen.pair import Custom, data_plate
+from ppgen.pair import data_plate
 from ppgen.runs import SCHEMA
 
 LONG = ("bidirectional", "bracketed", "num_processes")

@@ -102,7 +102,7 @@ def test_silent_mirror_times_out(server, tmp_path, monkeypatch):
         assert obtain("faces", [file], tmp_path) == [CONTENT]
 
 
-@pytest.mark.parametrize("way", ["replace", "fdopen", "mkdir"])
+@pytest.mark.parametrize("way", ["replace", "fsync", "mkdir"])
 def test_what_cannot_be_stored_is_given_back_and_leaves_nothing(server, tmp_path, monkeypatch, capsys, way):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

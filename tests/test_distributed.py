@@ -18,7 +18,8 @@ from torch.utils.data.distributed import DistributedSampler
 from ppgen import cli, decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, elbo, fit, log_likelihood, processes, train
 from ppgen.inference.execution.distributed import current, gathered, own_seed
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom
+from ppgen.pair import data_plate
 
 X = (torch.rand(250, 9, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 

@@ -15,8 +15,8 @@ from test_compare import linear_gaussian
 
 from ppgen.compare import compare
 from ppgen.inference import log_likelihood, to_arviz
-from ppgen.models import FactorAnalysis
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom, FactorAnalysis
+from ppgen.pair import data_plate
 
 az = pytest.importorskip("arviz")
 

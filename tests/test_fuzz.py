@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 import ppgen
 from ppgen.catalogue import Recipe
 from ppgen.inference import EM, SVI, Adversarial, dreg, elbo, iwae, renyi, sticking_the_landing, stratified
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 NAMED = (ValueError, TypeError, FloatingPointError, NotImplementedError, OSError)
 # Layers and distributions that stand where torch's own do say as torch does that shapes do not fit.

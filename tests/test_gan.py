@@ -13,6 +13,7 @@ from ppgen import distributions, models, nn, posteriors, priors
 from ppgen.inference import (
     Adversarial,
     adversarial,
+    ais,
     decode,
     elbo,
     encode,
@@ -112,10 +113,9 @@ def test_there_is_no_density(make, context):
 
 
 def test_the_errors_say_why():
-    with pytest.raises(TypeError, match=r"GAN has no \.guide, so it has no likelihood.*only be sampled"):
-        log_likelihood(MODELS["gan"](), torch.zeros(4, 2))
-    with pytest.raises(TypeError, match=r"GAN has no \.guide.*without a density.*train\(Adversarial"):
-        fit(MODELS["gan"](), torch.zeros(4, 2), epochs=1)
+    for ask in (log_likelihood, ais, functools.partial(fit, epochs=1)):
+        with pytest.raises(TypeError, match=r"GAN has no \.guide.*only be sampled.*no likelihood.*train\(Adversarial"):
+            ask(MODELS["gan"](), torch.zeros(4, 2))
     for name in ("bigan", "vaegan"):
         with pytest.raises(TypeError, match=r"no log p\(x \| z\).*can be drawn and has no density.*ppgen\.judge"):
             log_likelihood(MODELS[name](), torch.zeros(4, 2))

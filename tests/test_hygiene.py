@@ -13,7 +13,8 @@ from torch import nn
 from ppgen import decoders, models, posteriors, priors
 from ppgen import nn as nets
 from ppgen.inference import fit, log_likelihood, log_weights
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom
+from ppgen.pair import data_plate
 
 D = 16
 

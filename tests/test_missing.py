@@ -10,7 +10,8 @@ from torch.distributions import Independent, LowRankMultivariateNormal, MixtureS
 from ppgen import decoders, distributions, models, nn, posteriors, priors
 from ppgen.distributions import marginal
 from ppgen.inference import denoise, elbo, encode, fit, impute, log_likelihood
-from ppgen.pair import Custom, data_plate, observed, sample
+from ppgen.models import Custom
+from ppgen.pair import data_plate, observed, sample
 
 NAN = float("nan")
 

@@ -19,7 +19,8 @@ from ppgen.inference import (
     reconstruct,
     sample,
 )
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom
+from ppgen.pair import data_plate
 from ppgen.pair import sample as draw
 
 

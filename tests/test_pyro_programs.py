@@ -9,7 +9,7 @@ from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro_examples import NAMES, SSVAE, VAE, Z, cases, enumerated, images, our_mean, pair_of, pyros_mean
 
 from ppgen.inference import elbo, encode, fit, iwae, latent_report, log_likelihood, log_weights
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from ppgen.inference import (
     repaired_log_likelihood,
 )
 from ppgen.inference.programs.structure import measure
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 
 def test_particles_as_rows_are_what_a_loop_over_draws_gives():

@@ -19,7 +19,7 @@ from ppgen.inference import (
     repaired_log_likelihood,
 )
 from ppgen.inference.execution.batches import checked_rows
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 
 def test_masked_steps_and_annealing_leave_the_likelihood_alone():

@@ -24,7 +24,7 @@ from ppgen.inference import (
     log_weights,
     repaired_log_likelihood,
 )
-from ppgen.pair import Custom
+from ppgen.models import Custom
 
 DATA = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
 K = 2

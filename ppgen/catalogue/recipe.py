@@ -177,10 +177,10 @@ class Recipe:
         shape: event shape of the data.
         num_levels: of the data; None for real values in [0, 1].
         num_classes: of the data, where they have labels.
-        settings: the keywords of the model's builder (:mod:`ppgen.catalogue.models`); those left out are its defaults.
-            A prior or a posterior may be the import path of your own, ``module:Class``: a prior is called as
-            ``Class(latent_dim)``, a posterior as ``Class(net, latent_dim)`` with a network of
-            ``Class.num_outputs(latent_dim)`` outputs.
+        settings: the keywords of the model's builder (:mod:`ppgen.catalogue.models`, :mod:`ppgen.catalogue.neural`);
+            those left out are its defaults. A prior or a posterior may be the import path of your own,
+            ``module:Class``: a prior is called as ``Class(latent_dim)``, a posterior as ``Class(net, latent_dim)`` with
+            a network of ``Class.num_outputs(latent_dim)`` outputs.
 
     Raises:
         ValueError: an unknown model, a setting that it does not have, or one of another kind than its default.

@@ -15,7 +15,8 @@ from ppgen import nn as nets
 from ppgen.check.rung import Change, Rung, unchanged
 from ppgen.inference import bdmc, log_likelihood
 from ppgen.inference.evaluation.paths import Start
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom
+from ppgen.pair import data_plate
 
 __all__ = [
     "bidirectional",

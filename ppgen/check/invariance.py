@@ -17,7 +17,8 @@ from ppgen.check.exact import drawn, neural
 from ppgen.check.rung import Change, Rung, unchanged
 from ppgen.inference import log_likelihood
 from ppgen.inference.execution.distributed import processes
-from ppgen.pair import Custom, data_plate
+from ppgen.models import Custom
+from ppgen.pair import data_plate
 
 __all__ = ["chunking", "num_processes", "plate_scale"]
 

@@ -4,11 +4,12 @@ import hashlib
 import http.client
 import os
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ppgen.files import write_bytes
 
 TIMEOUT = 30.0  # seconds without a byte before the next mirror is tried
 MAX_BYTES = 2**29  # 512 MiB: no published file, and nothing that one unpacks to, is larger
@@ -132,7 +133,8 @@ def _download(name: str, file: PublishedFile, searched: list[Path], failures: li
             failures.append(f"{url} ({error})")
             continue
         try:
-            _store(data, target / file.name)
+            target.mkdir(parents=True, exist_ok=True)
+            write_bytes(target / file.name, data)
         except OSError as error:  # no fault of the mirror's
             print(
                 f"ppgen: {file.name} could not be stored in {target} ({error}), so it will be downloaded again next "
@@ -161,17 +163,3 @@ def _downloaded(url: str) -> bytes:
     if expected is not None and len(data) != int(expected):
         raise ValueError(f"only {len(data)} of {expected} bytes arrived")
     return data
-
-
-def _store(data: bytes, path: Path) -> None:
-    """Writes a file and its folder; nothing of the file is left behind on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp's file is its owner's alone
-        os.replace(temporary, path)  # at once: another process sees the whole file or none
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -31,7 +31,7 @@ class Autoregressive(nn.Module):
     - a grid (H, W) of K codes: ``Autoregressive(Categorical(net, K), event_shape=(H, W))``, the network with
       ``categories=K``.
 
-    ``net`` is ``nn.PixelCNN``, ``nn.GatedPixelCNN``, ``nn.RowLSTM``, ... with ``out_shape`` what that decoder's
+    ``net`` is ``nn.PixelCNN``, ``nn.GatedPixelCNN``, ``nn.PixelRNN``, ... with ``out_shape`` what that decoder's
     ``outputs_shape`` says. The same module is a density by itself, ``models.ExplicitDensity(Autoregressive(...))``; the
     decoder of a VAE (then a PixelVAE), with ``context_shapes=[latent_dim]``; and a prior, of codes for example, given a
     class or not.

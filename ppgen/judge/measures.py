@@ -73,7 +73,7 @@ def precision_recall(real: Any, generated: Any, *, features: Features | None = N
     Raises:
         ValueError: events of different shapes, values that are not finite, or fewer than k + 1 rows.
     """
-    real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
+    real, generated = features_of(real, generated, features, at_least=positive_integer("k", k) + 1)
     samples_inside, _ = _inside(real, _radii(real, k), generated)
     data_inside, _ = _inside(generated, _radii(generated, k), real)
     return _score("precision", samples_inside > 0, real, generated), _score("recall", data_inside > 0, real, generated)
@@ -105,7 +105,7 @@ def density_coverage(real: Any, generated: Any, *, features: Features | None = N
     Raises:
         ValueError: events of different shapes, values that are not finite, or fewer than k + 1 data or samples.
     """
-    real, generated = _features(real, generated, features, at_least=positive_integer("k", k) + 1)
+    real, generated = features_of(real, generated, features, at_least=positive_integer("k", k) + 1)
     samples_inside, covered = _inside(real, _radii(real, k), generated)
     return _score("density", samples_inside / k, real, generated), _score("coverage", covered, real, generated)
 
@@ -135,7 +135,7 @@ def frechet_distance(real: Any, generated: Any, *, features: Features | None = N
     Raises:
         ValueError: events of different shapes, values that are not finite, or fewer than two rows.
     """
-    real, generated = _features(real, generated, features, at_least=2)
+    real, generated = features_of(real, generated, features, at_least=2)
     means = real.mean(0), generated.mean(0)
     roots = [_root(x - mean) for x, mean in zip((real, generated), means, strict=True)]
     # The trace of the root is the sum of the singular values of a product of roots: to take roots of eigenvalues
@@ -170,7 +170,7 @@ def kernel_distance(real: Any, generated: Any, *, features: Features | None = No
     Raises:
         ValueError: events of different shapes, values that are not finite, or fewer than two rows.
     """
-    real, generated = _features(real, generated, features, at_least=2)
+    real, generated = features_of(real, generated, features, at_least=2)
     error = None
     if min(len(real), len(generated)) >= 20:
         # Every tenth row makes a block, so that an order in the data (by class, say) does not matter.
@@ -229,7 +229,12 @@ def as_rows(name: str, rows: Any) -> Tensor:
     return as_member(rows, name)[:]
 
 
-def _features(real: Any, generated: Any, features: Features | None, at_least: int) -> tuple[Tensor, Tensor]:
+def features_of(real: Any, generated: Any, features: Features | None, at_least: int) -> tuple[Tensor, Tensor]:
+    """Vectors of data and samples in float64 on the CPU, (N, F) and (M, F), once they can be compared.
+
+    Raises:
+        ValueError: events of different shapes, too few rows, or features that are none or not finite.
+    """
     real, generated = as_rows("real", real), as_rows("generated", generated)
     if real.shape[1:] != generated.shape[1:]:
         raise ValueError(

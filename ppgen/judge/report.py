@@ -11,6 +11,7 @@ from ppgen.judge.measures import (
     Score,
     as_rows,
     density_coverage,
+    features_of,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -70,11 +71,12 @@ def sample_report(
     real, generated = as_rows("real", real), as_rows("generated", generated)
     if features is None and classifier is not None:
         features = classifier.features
+    found = features_of(real, generated, features, at_least=2)  # once for all of them
     scores = [
-        *precision_recall(real, generated, features=features),
-        *density_coverage(real, generated, features=features),
-        frechet_distance(real, generated, features=features),
-        kernel_distance(real, generated, features=features),
+        *precision_recall(*found),
+        *density_coverage(*found),
+        frechet_distance(*found),
+        kernel_distance(*found),
     ]
     classes = None if classifier is None else class_shares(classifier, generated)
     return SampleReport({score.name: score for score in scores}, classes)

@@ -2,6 +2,7 @@
 
 from ppgen.models.autoencoder import Autoencoder
 from ppgen.models.bigan import BiGAN
+from ppgen.models.custom import Custom
 from ppgen.models.density import DensityNetwork, ExplicitDensity
 from ppgen.models.factor import FactorAnalysis, ProbabilisticPCA
 from ppgen.models.gan import ACGAN, GAN
@@ -12,7 +13,6 @@ from ppgen.models.semisupervised import SemiSupervisedVAE, StackedSemiSupervised
 from ppgen.models.vae import VAE
 from ppgen.models.vaegan import VAEGAN
 from ppgen.models.vqvae import VQVAE, HierarchicalVQVAE
-from ppgen.pair import Custom
 
 __all__ = [
     "ACGAN",

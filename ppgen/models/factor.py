@@ -225,7 +225,7 @@ class FactorAnalysis(nn.Module):
 
         x is counted from ``origin``. ``hh``: E[h hᵀ] over all rows, (Q + 1, Q + 1). Over the rows in which each
         coordinate was observed: ``hh_seen``: E[h hᵀ], (D or 1, Q + 1, Q + 1), ``xh``: x E[h]ᵀ, (D, Q + 1), and ``xx``:
-        x², (D,).
+        x², (D,). ``log_likelihood``: the mean of log p(x) in nats, ().
         """
         theta = self._theta()
         sums = [self._sums(*rows, theta) for rows in self._blocks(x, mask)]

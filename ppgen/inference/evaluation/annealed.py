@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, cell_seed
 from ppgen.inference.evaluation.paths import Path, Start
-from ppgen.inference.evaluation.psis import TailAccumulator, k_hat_limit
+from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
@@ -166,9 +166,7 @@ def reverse(path: Path, u: Tensor, betas: Sequence[float], kernel: _Kernel) -> T
 
 def measured(log_w: Tensor, first_row: int = 0) -> tuple[Tensor, ...]:
     """What :class:`TailAccumulator` makes of log weights (C, N), once they are known to be numbers."""
-    if (bad := (log_w.isnan() | (log_w == math.inf)).any(0)).any():
-        row = first_row + int(bad.nonzero()[0])
-        raise ValueError(f"The weights of datum {row} are not finite: the pair's log-density is NaN or +inf there.")
+    check_weights(log_w, first_row)
     tail = TailAccumulator(len(log_w))
     tail.add(log_w)
     return tail.result()
@@ -241,9 +239,6 @@ def ais(
         True
     """
     check_numbers(start, num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
-    for name in ("model", "guide"):
-        if not callable(getattr(pair, name, None)):
-            raise TypeError(f"{type(pair).__name__} has no .{name}, so it has no likelihood to estimate.")
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     betas = temperatures(num_temperatures)
@@ -257,9 +252,8 @@ def ais(
             log_w, acceptance = forward(path, path.draw(num_chains), betas, kernel)
             blocks.append((*measured(log_w, index * CELL_DATA), acceptance.cpu()))
     values, bound, error, ess, k_hat, constant, acceptance = (torch.cat(c) for c in zip(*blocks, strict=True))
-    exact = constant.bool() & (num_chains >= 25)
+    exact = constant.bool() & (num_chains >= FEWEST)
     k_hat = torch.where(exact, -math.inf, k_hat)
-    threshold = k_hat_limit(num_chains) if num_chains >= 25 else -math.inf
-    reliable = exact | (k_hat < threshold)
+    reliable = exact | (k_hat < k_hat_limit(num_chains))
     figures = (values, bound, error, ess, k_hat, reliable, num_chains)
     return AnnealedEstimate(*figures, start, num_temperatures, acceptance, data=fingerprint(rows))

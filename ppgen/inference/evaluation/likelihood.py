@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.evaluation.export import elpd_data
-from ppgen.inference.evaluation.psis import TailAccumulator, k_hat_limit
+from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
 from ppgen.inference.evaluation.weigher import Weigher
 from ppgen.inference.execution.batches import check_rows, checked_rows
 from ppgen.inference.execution.distributed import spread
@@ -163,7 +163,8 @@ def log_likelihood(
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
-        >>> from ppgen.pair import Custom, data_plate
+        >>> from ppgen.models import Custom
+        >>> from ppgen.pair import data_plate
         >>> def model(x):
         ...     with data_plate(x):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -179,11 +180,6 @@ def log_likelihood(
     positive_integer("num_samples", num_samples)
     if memory is not None:
         positive_integer("memory", memory)
-    for name in ("model", "guide"):
-        if not callable(getattr(pair, name, None)):
-            raise TypeError(
-                f"{type(pair).__name__} has no .{name}, so it has no likelihood to estimate: it can only be sampled."
-            )
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
     first = device_batch(pair, rows(slice(0, CELL_DATA)))
@@ -217,10 +213,9 @@ def log_likelihood(
     values, bound, error, ess, k_hat, constant, exact = columns
     # A weight that stays the same while the latents change means an exact guide. Few samples can agree by chance, so
     # then all data must; and where they do, a datum whose posterior leaves one value is taken at the others' word.
-    exact = (exact.bool() & (num_samples >= 25)) | (constant.all() & exact.any())
-    threshold = k_hat_limit(num_samples)
+    exact = (exact.bool() & (num_samples >= FEWEST)) | (constant.all() & exact.any())
     k_hat = torch.where(exact, -math.inf, k_hat)
-    reliable = exact | ((k_hat < threshold) & (num_samples >= 25))
+    reliable = exact | (k_hat < k_hat_limit(num_samples))
     # A guide without randomness, of discrete latents, finds one term of the sum that p(x) is, at any number of samples.
     error = torch.where(exact | structure.point, 0.0, error)
     return Estimate(values, bound, error, ess, k_hat, reliable, num_samples, data=fingerprint(rows))
@@ -243,9 +238,7 @@ def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int
             torch.manual_seed(cell_seed(seed, index, cell // CELL_SAMPLES))
             cells.append(log_weights(min(CELL_SAMPLES, num_samples - cell)))
         log_w = torch.cat(cells)
-        if (bad := (log_w.isnan() | (log_w == math.inf)).any(0)).any():
-            row = index * CELL_DATA + int(bad.nonzero()[0])
-            raise ValueError(f"The weights of datum {row} are not finite: the pair's log-density is NaN or +inf there.")
+        check_weights(log_w, index * CELL_DATA)
         tail.add(log_w)
     figures = tail.result()
     constant = figures[-1].bool()

@@ -215,7 +215,8 @@ def repaired_log_likelihood(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from ppgen.pair import Custom, data_plate
+        >>> from ppgen.models import Custom
+        >>> from ppgen.pair import data_plate
         >>> def model(x):
         ...     with data_plate(x):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

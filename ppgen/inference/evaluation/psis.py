@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["TailAccumulator", "k_hat_limit", "pareto_shape"]
+__all__ = ["FEWEST", "TailAccumulator", "check_weights", "k_hat_limit", "pareto_shape"]
+
+FEWEST = 25  # samples that have a tail to which a distribution can be fitted
 
 
 def pareto_shape(exceedances: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class TailAccumulator:
         # What float32 sums of hundreds of terms leave of equal numbers.
         rounding = 2e-6 * (50 + self.largest.abs())
         constant = (self.largest - self.smallest) <= rounding
-        k_hat = self._k_hat() if s >= 25 else torch.full_like(values, math.nan)
+        k_hat = self._k_hat() if s >= FEWEST else torch.full_like(values, math.nan)
         return values, bound, error, ess, k_hat, constant.double()
 
     def _k_hat(self) -> Tensor:
@@ -99,5 +101,19 @@ class TailAccumulator:
 
 
 def k_hat_limit(num_samples: int) -> float:
-    """The k-hat below which an estimate of so many samples is reliable: min(1 − 1/log10 S, 0.7) (Vehtari et al.)."""
-    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+    """The k-hat below which an estimate of so many samples is reliable: min(1 − 1/log10 S, 0.7) (Vehtari et al.).
+
+    No k-hat is below that of fewer than :data:`FEWEST` samples.
+    """
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples >= FEWEST else -math.inf
+
+
+def check_weights(log_weights: Tensor, first_row: int = 0) -> None:
+    """Makes sure that log weights (S, N) are numbers, or −inf.
+
+    Raises:
+        ValueError: those of a datum are not.
+    """
+    if (bad := (log_weights.isnan() | (log_weights == math.inf)).any(0)).any():
+        row = first_row + int(bad.nonzero()[0])
+        raise ValueError(f"The weights of datum {row} are not finite: the pair's log-density is NaN or +inf there.")

@@ -28,9 +28,11 @@ def check_pair(pair: Any) -> None:
     for name in ("model", "guide"):
         if not callable(getattr(pair, name, None)):
             raise TypeError(
-                f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}: what has no guide (a "
-                "GAN) can only be sampled."
+                f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}. What has no guide (a "
+                "GAN) can only be sampled: it has no likelihood, and is trained by train(Adversarial(gan), ...)."
             )
+    if isinstance(pair, type):
+        raise TypeError(f"pair must be an object, and {pair.__name__} is a class: make one of it.")
 
 
 def check_axes(found: dict[str, Any], where: str) -> None:

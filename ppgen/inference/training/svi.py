@@ -19,6 +19,7 @@ from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.losses.schedules import schedules, unannealed
 from ppgen.inference.programs.modes import evaluating, modules_of, precision, seeded, unmoved
 from ppgen.inference.programs.parameters import foreign, showing, trained
+from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
@@ -90,15 +91,7 @@ class SVI:
         compile: bool = False,
         precision: str = "float32",
     ) -> None:
-        for name in ("model", "guide"):
-            if not callable(getattr(pair, name, None)):
-                reason = " What is sampled without a density (a GAN) is trained by train(Adversarial(gan), ...)."
-                raise TypeError(
-                    f"pair must have .model and .guide, and {type(pair).__name__} has no .{name}."
-                    f"{reason if name == 'guide' else ''}"
-                )
-        if isinstance(pair, type):
-            raise TypeError(f"pair must be an object, and {pair.__name__} is a class: make one of it.")
+        check_pair(pair)
         known = isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)
         if isinstance(optimizer, pyro.optim.PyroOptim) or not (optimizer is None or known):
             raise TypeError(f"optimizer must be a torch optimiser or a function of the parameters, got {optimizer!r}.")

@@ -28,7 +28,7 @@ from ppgen.inference.training.saved import Saved
 from ppgen.inference.training.svi import SVI
 from ppgen.nn.shapes import positive_integer
 
-__all__ = ["History", "train"]
+__all__ = ["train"]
 
 log = logging.getLogger(__name__)
 
