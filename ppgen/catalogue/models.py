@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from ppgen import models, posteriors, priors
 from ppgen.catalogue import parts
@@ -17,7 +17,6 @@ Network = Callable[[Shape], nn.Module]
 
 def latent_of(
     x: Observed,
-    start: Tensor | None,
     posterior: str,
     encoder: Network,
     dim: int,
@@ -26,12 +25,11 @@ def latent_of(
 ) -> Latent:
     """A latent with its posterior, of an encoder that is made anew for each posterior that needs one."""
     q = parts.posterior(posterior, encoder, dim)
-    return Latent(dim, components, x, q, lambda: parts.posterior("diagonal", encoder, dim), start, conditional)
+    return Latent(dim, components, x, q, lambda: parts.posterior("diagonal", encoder, dim), conditional)
 
 
 def vae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -48,13 +46,12 @@ def vae(
     def generator(outputs: Shape) -> nn.Module:
         return GatedMLP(latent_dim, *reversed(hidden), outputs)
 
-    z = latent_of(x, start, posterior, encoder, latent_dim, num_components)
+    z = latent_of(x, posterior, encoder, latent_dim, num_components)
     return models.VAE(parts.prior(prior, z), parts.decoder(decoder, generator, x), z.posterior)
 
 
 def cvae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -64,13 +61,12 @@ def cvae(
     hidden: tuple[int, ...] = (300, 300),
 ) -> models.VAE:
     """Networks that read the class, one-hot, beside their other input."""
-    z, generator = _with_class(x, start, posterior, latent_dim, num_components, hidden)
+    z, generator = _with_class(x, posterior, latent_dim, num_components, hidden)
     return models.VAE(parts.prior(prior, z), parts.decoder(decoder, generator, x), z.posterior)
 
 
 def ss_vae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -80,7 +76,7 @@ def ss_vae(
     hidden: tuple[int, ...] = (300, 300),
 ) -> models.SemiSupervisedVAE:
     """The parts of a conditional VAE, and a classifier."""
-    z, generator = _with_class(x, start, posterior, latent_dim, num_components, hidden)
+    z, generator = _with_class(x, posterior, latent_dim, num_components, hidden)
     return models.SemiSupervisedVAE(
         parts.prior(prior, z),
         parts.decoder(decoder, generator, x),
@@ -91,7 +87,7 @@ def ss_vae(
 
 
 def _with_class(
-    x: Observed, start: Tensor | None, posterior: str, latent_dim: int, num_components: int, hidden: tuple[int, ...]
+    x: Observed, posterior: str, latent_dim: int, num_components: int, hidden: tuple[int, ...]
 ) -> tuple[Latent, Network]:
     def encoder(outputs: Shape) -> nn.Module:
         return GatedBranches([x.shape, x.classes], *hidden, outputs, levels=x.rescaled_levels)
@@ -99,12 +95,11 @@ def _with_class(
     def generator(outputs: Shape) -> nn.Module:
         return GatedBranches([latent_dim, x.classes], *reversed(hidden), outputs)
 
-    return latent_of(x, start, posterior, encoder, latent_dim, num_components, True), generator
+    return latent_of(x, posterior, encoder, latent_dim, num_components, True), generator
 
 
 def hvae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -124,13 +119,12 @@ def hvae(
     def generator(outputs: Shape) -> nn.Module:
         return GatedBranches([latent_dim, latent_dim], *reversed(hidden), outputs)
 
-    z2 = latent_of(x, start, posterior, top, latent_dim, num_components)
+    z2 = latent_of(x, posterior, top, latent_dim, num_components)
     return _two_layers(prior, z2, bottom, parts.decoder(decoder, generator, x), hidden)
 
 
 def conv_hvae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -156,7 +150,7 @@ def conv_hvae(
             latent_dim, outputs, channels=channels[::-1], hidden=hidden[::-1], gated=True, context_dim=latent_dim
         )
 
-    z2 = latent_of(x, start, posterior, top, latent_dim, num_components)
+    z2 = latent_of(x, posterior, top, latent_dim, num_components)
     return _two_layers(prior, z2, bottom, parts.decoder(decoder, generator, x), hidden)
 
 
@@ -172,7 +166,6 @@ def _two_layers(
 
 def density(
     x: Observed,
-    start: Tensor | None = None,
     *,
     decoder: str = "bernoulli",
     latent_dim: int = 2,
@@ -186,18 +179,16 @@ def density(
     return models.DensityNetwork(priors.StandardNormal(latent_dim), parts.decoder(decoder, generator, x))
 
 
-def gmm(
-    x: Observed, start: Tensor | None = None, *, num_components: int = 10, covariance: str = "full"
-) -> models.GaussianMixture:
+def gmm(x: Observed, *, num_components: int = 10, covariance: str = "full") -> models.GaussianMixture:
     """Of the data as vectors."""
     return models.GaussianMixture(num_components, x.size, covariance)
 
 
-def fa(x: Observed, start: Tensor | None = None, *, latent_dim: int = 40) -> models.FactorAnalysis:
+def fa(x: Observed, *, latent_dim: int = 40) -> models.FactorAnalysis:
     """Of the data as vectors."""
     return models.FactorAnalysis(x.size, latent_dim)
 
 
-def ppca(x: Observed, start: Tensor | None = None, *, latent_dim: int = 40) -> models.ProbabilisticPCA:
+def ppca(x: Observed, *, latent_dim: int = 40) -> models.ProbabilisticPCA:
     """Of the data as vectors."""
     return models.ProbabilisticPCA(x.size, latent_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from ppgen import decoders, models, priors
 from ppgen.catalogue import parts
@@ -38,7 +38,6 @@ def _raster(network: Callable[..., nn.Module], decoder: str, x: Observed) -> dec
 
 def pixelcnn(
     x: Observed,
-    start: Tensor | None = None,
     *,
     decoder: str = "bernoulli",
     filters: int = 32,
@@ -51,7 +50,6 @@ def pixelcnn(
 
 def pixelrnn(
     x: Observed,
-    start: Tensor | None = None,
     *,
     decoder: str = "bernoulli",
     layer: str = "diagonal",
@@ -66,7 +64,6 @@ def pixelrnn(
 
 def pixelvae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     prior: str = "standard",
     posterior: str = "diagonal",
@@ -89,13 +86,12 @@ def pixelvae(
     )  # fmt: skip
     pixels = _raster(network, decoder, x)
     pixels.features = DeconvNet(latent_dim, features, gated=True)
-    z = latent_of(x, start, posterior, encoder, latent_dim, num_components)
+    z = latent_of(x, posterior, encoder, latent_dim, num_components)
     return models.VAE(parts.prior(prior, z), pixels, z.posterior)
 
 
 def ae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     decoder: str = "bernoulli",
     latent_dim: int = 40,
@@ -113,7 +109,6 @@ def ae(
 
 def vqvae(
     x: Observed,
-    start: Tensor | None = None,
     *,
     decoder: str = "bernoulli",
     codebook_size: int = 64,
@@ -140,17 +135,17 @@ def vqvae(
     )
 
 
-def gan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
+def gan(x: Observed, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
     """The bodies of the DCGAN for images, dense ones for vectors."""
     return _gan(x, latent_dim, filters, nn.BatchNorm2d)
 
 
-def wgan_gp(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
+def wgan_gp(x: Observed, *, latent_dim: int = 64, filters: int = 32) -> models.GAN:
     """The same without batch normalisation in the critic, whose slope is that of each image by itself."""
     return _gan(x, latent_dim, filters, None)
 
 
-def acgan(x: Observed, start: Tensor | None = None, *, latent_dim: int = 64, filters: int = 32) -> models.ACGAN:
+def acgan(x: Observed, *, latent_dim: int = 64, filters: int = 32) -> models.ACGAN:
     """The bodies of :func:`gan`, the generator given the class, the discriminator with a guess of it."""
     k = x.classes
     generator, discriminator = _players(x, latent_dim, filters, nn.BatchNorm2d, given=k, guessed=k)

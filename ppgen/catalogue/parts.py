@@ -27,11 +27,13 @@ class Observed(NamedTuple):
         shape: event shape.
         num_levels: 2 for binary data, None for real values in [0, 1].
         num_classes: of the labels, where there are two or more.
+        start: some of the data, for pseudo-inputs to start from, where a prior has any.
     """
 
     shape: tuple[int, ...]
     num_levels: int | None = 2
     num_classes: int | None = None
+    start: Tensor | None = None
 
     @property
     def rescaled_levels(self) -> int | None:
@@ -69,10 +71,9 @@ class Latent(NamedTuple):
     Attributes:
         dim: coordinates of the latent.
         num_components: of a mixture or a VampPrior.
-        x: the data, for pseudo-inputs.
+        x: the data that pseudo-inputs are like.
         posterior: the guide's q(z | x), which a VampPrior shares where it can.
         own: makes a diagonal q(z | x) where it cannot.
-        start: data to start pseudo-inputs from, if there are any.
         conditional: whether the posterior takes a context.
     """
 
@@ -81,7 +82,6 @@ class Latent(NamedTuple):
     x: Observed
     posterior: nn.Module
     own: Callable[[], nn.Module]
-    start: Tensor | None = None
     conditional: bool = False
 
 
@@ -121,7 +121,7 @@ def posterior(name: str, encoder: Callable[[int], nn.Module], latent_dim: int) -
         )
     net = encoder(kind.num_outputs(latent_dim))
     with _made("posterior", name, "net, latent_dim"):
-        return kind(net) if kind is posteriors.DiagNormal else kind(net, latent_dim)
+        return kind(net, latent_dim)
 
 
 def decoder(name: str, generator: Callable[[Shape], nn.Module], x: Observed) -> nn.Module:
@@ -167,8 +167,8 @@ def imported(path: str) -> type[nn.Module]:
 def _vamp(latent: Latent) -> nn.Module:
     own = latent.posterior if getattr(latent.posterior, "scores_foreign_values", True) else latent.own()
     options: Any = {"high": latent.x.high, "conditional": latent.conditional}
-    if latent.start is not None:
-        return priors.VampPrior(own, latent.start.float(), **options)
+    if latent.x.start is not None:
+        return priors.VampPrior(own, latent.x.start.float(), **options)
     return priors.VampPrior(own, num_components=latent.num_components, shape=latent.x.shape, **options)
 
 

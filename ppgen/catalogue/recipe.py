@@ -39,6 +39,7 @@ class Model(NamedTuple):
         kind: of the data that it is for, where its decoder does not say so; "any" of one that takes all.
         flat: whether it takes data as vectors.
         labels: of a model of data with classes, what its batches hold of them.
+        classifies: whether it tells the class of data by itself, where its batches hold −1.
         reconstructs: whether its guide says which latent a datum has.
         scores: whether it has a likelihood.
         samples: whether data can be drawn from it.
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     kind: str = ""
     flat: bool = False
     labels: Callable[[Tensor, int], Tensor] | None = None
+    classifies: bool = False
     reconstructs: bool = True
     scores: bool = True
     samples: bool = True
@@ -88,6 +90,7 @@ MODELS: dict[str, Model] = {
         "semi-supervised VAE (M2), classifies from few labels",
         "Kingma et al. 2014, arXiv:1406.5298",
         labels=_as_they_are,
+        classifies=True,
     ),
     "density": Model(
         models.density,
@@ -225,7 +228,7 @@ class Recipe:
 
     def build(self, pseudo_inputs: Tensor | None = None) -> Any:
         """The model, with fresh parameters from torch's generator; pseudo-inputs start from data if any are given."""
-        return MODELS[self.model].build(self.observed, pseudo_inputs, **self.settings)
+        return MODELS[self.model].build(self.observed._replace(start=pseudo_inputs), **self.settings)
 
     def batch(self, x: Any, classes: Tensor | None) -> tuple[Any, ...]:
         """A batch as the model takes it, of data and their classes.
@@ -244,6 +247,12 @@ class Recipe:
                 "choose other data."
             )
         return (x, model.labels(classes, self.observed.classes))
+
+    def scored_batch(self, x: Any, classes: Tensor | None) -> tuple[Any, ...]:
+        """The batch of which a likelihood is asked: log p(x | y), or log p(x) of a model that tells y by itself."""
+        if classes is not None and MODELS[self.model].classifies:
+            classes = torch.full_like(classes, -1)
+        return self.batch(x, classes)
 
     def context(self, n: int) -> tuple[Tensor, ...]:
         """What n samples are drawn for: the classes in turn, where the model has any."""

@@ -14,6 +14,7 @@ from ppgen.check.trust import DATA_OF_CALIBRATION
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed
 from ppgen.cli.source import data_of
 from ppgen.files import json_text, write_json
+from ppgen.inference.training.fit import usable_device
 from ppgen.runs import CHECK, load_run
 
 
@@ -45,14 +46,13 @@ def check(
         print(json_text({"verdict": "no likelihood"}) if as_json else f"{text}.")
         return 0
     loaded = data_of(run, recipe, config, data_dir, allow or (), data)
-    pair.to("cuda" if torch.cuda.is_available() else "cpu")
+    pair.to(usable_device("auto"))
     x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
-    labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
     context = recipe.context(DATA_OF_CALIBRATION)
     if context:  # the classes in turn, all of them also among the first few
         order = torch.randperm(DATA_OF_CALIBRATION, generator=torch.Generator().manual_seed(seed))
         context = tuple(member[order] for member in context)
-    found = trust(pair, *recipe.batch(x, labels), context=context, seed=seed)
+    found = trust(pair, *recipe.scored_batch(x, y), context=context, seed=seed)
     figures = {**found.summary(), "seed": seed}
     write_json(run / CHECK, figures)
     print(json_text(figures) if as_json else found)

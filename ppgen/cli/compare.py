@@ -22,7 +22,7 @@ from ppgen.compare import Comparison, rank
 from ppgen.files import write_json
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
-COMPARABLE = [name for name, model in MODELS.items() if not model.flat and name != "ss-vae"]
+COMPARABLE = [name for name, model in MODELS.items() if not model.flat and not model.classifies]
 MODEL, SOME_PRIORS, SOME_POSTERIORS = "vae", "standard,mog,vamp,flow", "diagonal,full,householder,iaf"
 LatentDim: Any = option("latent_dim", 40)
 NumComponents: Any = option("num_components", 500)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
 
+from ppgen.catalogue import MODELS
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of, error_rate
 from ppgen.decoders import bits_per_dim
 from ppgen.files import json_text, write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.execution.distributed import processes
+from ppgen.inference.training.fit import usable_device
 from ppgen.runs import EVALUATION, load_run
 
 
@@ -37,16 +38,15 @@ def evaluate(
     with processes() as group:  # this one, or those of torchrun
         pair, recipe, config = load_run(run, allow or ())
         loaded = data_of(run, recipe, config, data_dir, allow or (), data)
-        pair.to("cuda" if torch.cuda.is_available() else "cpu")
+        pair.to(usable_device("auto"))
         x, y = loaded.test[:num_data], None if loaded.test_labels is None else loaded.test_labels[:num_data]
-        labels = torch.full_like(y, -1) if recipe.model == "ss-vae" and y is not None else y
-        estimate = log_likelihood(pair, *recipe.batch(x, labels), num_samples=num_samples, seed=seed)
+        estimate = log_likelihood(pair, *recipe.scored_batch(x, y), num_samples=num_samples, seed=seed)
     if not group.leads:
         return
     figures = estimate.summary()
     if recipe.num_levels not in (None, 2):
         figures["bits_per_dim"] = bits_per_dim(estimate.values.double().mean(), recipe.shape).item()
-    if recipe.model == "ss-vae":
+    if MODELS[recipe.model].classifies:
         figures["error_rate"] = error_rate(pair, x, y)
     write_json(run / EVALUATION, {**figures, "seed": seed})
     if as_json:

@@ -16,6 +16,7 @@ from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of, num_classes
 from ppgen.files import json_text, write_json
 from ppgen.inference import sample
+from ppgen.inference.training.fit import usable_device
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
 from ppgen.runs import JUDGEMENT, load_run
 
@@ -46,6 +47,7 @@ def judge(
         )
     pair, recipe, config = load_run(run, allow or ())
     check_samples(run, recipe)
+    pair.to(usable_device("auto"))
     loaded = data_of(run, recipe, config, data_dir, allow or (), data)
     if len(loaded.test) < FEWEST:
         raise ValueError(

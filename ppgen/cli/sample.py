@@ -12,6 +12,7 @@ from ppgen.cli.judge import check_samples
 from ppgen.cli.options import Allow, NoiseSeed, Run
 from ppgen.cli.source import visible
 from ppgen.inference import sample
+from ppgen.inference.training.fit import usable_device
 from ppgen.runs import load_run
 
 
@@ -34,6 +35,7 @@ def sample_run(
     out = out if out.suffix else Path(f"{out}.png")  # as matplotlib would name it
     pair, recipe, _ = load_run(run, allow or ())
     check_samples(run, recipe)
+    pair.to(usable_device("auto"))
     if not plots.is_picture(recipe.shape):
         raise ValueError(
             f"The data of {run} have shape {recipe.shape}, which is no picture: use ppgen.inference.sample."

@@ -209,7 +209,7 @@ def _train(
             f"{site}: KL {report.kl[site]:.2f} nats, {n} units active" for site, n in report.active_units.items()
         )
         print(units)
-    if name == "ss-vae":
+    if MODELS[name].classifies:
         metrics["error_rate"] = error_rate(pair, loaded.validation, validation[1])
         print(f"Error rate on the validation data: {metrics['error_rate']:.2%}")
     write_json(out / "metrics.json", metrics)
