@@ -334,7 +334,7 @@ def test_what_has_a_guide_encodes_decodes_and_reconstructs():
 
 
 def test_what_is_no_part_is_refused():
-    with pytest.raises(TypeError, match="GAN: generator must be a module, got function"):
+    with pytest.raises(TypeError, match="GAN: generator must be a network, got function"):
         models.GAN(priors.StandardNormal(2), lambda z: z, nn.MLP(2, 1))
     with pytest.raises(TypeError, match=r"must have a method features.*MLP has none"):
         models.VAEGAN(priors.StandardNormal(2), nn.MLP(2, 2), posterior(), nn.MLP(2, 1))

@@ -289,7 +289,7 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match=fact):
             log_likelihood(pair, X[:2], labels, num_samples=2)
     parts = dict(prior=pair.prior, decoder=pair.decoder, posterior=pair.posterior, classifier=pair.classifier)
-    with pytest.raises(TypeError, match=r"classifier must be a module, got function"):
+    with pytest.raises(TypeError, match=r"classifier must be a network, got function"):
         models.SemiSupervisedVAE(**parts | {"classifier": lambda x: x}, num_classes=C)
     with pytest.raises(ValueError, match=r"gives 3 logits.*num_classes=4"):
         models.SemiSupervisedVAE(**parts, num_classes=4).guide(X, Y)

@@ -320,7 +320,7 @@ def test_contexts_reach_every_part():
     [
         ({"quantizer": torch.nn.Linear(2, 2)}, TypeError, "must be an nn.VectorQuantizer, got Linear"),
         ({"encoder": "a"}, TypeError, "encoder must be a network, got str"),
-        ({"decoder": 3}, TypeError, "decoder must be a module that returns a distribution, got int"),
+        ({"decoder": 3}, TypeError, "decoder must be a module whose .* returns a distribution, got int"),
         ({"prior": 3}, TypeError, "prior must be a module"),
         ({"encoder": torch.nn.Identity()}, TypeError, "states no out_shape.*CategoricalGrid"),
         ({"encoder": nn.MLP(4, (2, 3, 3))}, ValueError, r"gives \(2, 3, 3\).*code_dim=3"),

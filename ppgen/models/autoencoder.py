@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.distributions import marginal
+from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.nn import as_shape, check_event, feed
 from ppgen.nn.shapes import Shape
 from ppgen.pair import data_plate, expose_parameters, observed, sample
@@ -82,12 +83,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_shape: Shape | None = None) -> None:
         super().__init__()
-        for name, part, what in (
-            ("encoder", encoder, "a network"),
-            ("decoder", decoder, "a module whose forward(*context) returns a distribution"),
-        ):
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"Autoencoder: {name} must be {what}, got {type(part).__name__}.")
+        check_modules("Autoencoder", NETWORK, encoder=encoder)
+        check_modules("Autoencoder", CONDITIONAL, decoder=decoder)
         if latent_shape is None:
             latent_shape = getattr(encoder, "out_shape", None)
         if latent_shape is None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.models.game import Turn, check_parts, contest, data_support, draw, implicit, scores, seen
+from ppgen.models.game import Turn, check_players, contest, data_support, draw, implicit, scores, seen
+from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.nn import feed
 from ppgen.pair import adapt, data_plate, sample
 
@@ -73,8 +74,8 @@ class BiGAN(nn.Module):
         levels: int | None = None,
     ) -> None:
         super().__init__()
-        parts = {"prior": prior, "generator": generator, "posterior": posterior, "discriminator": discriminator}
-        check_parts("BiGAN", levels, **parts)
+        check_players("BiGAN", levels, prior, generator=generator, discriminator=discriminator)
+        check_modules("BiGAN", CONDITIONAL, posterior=posterior)
         self.prior = prior
         self.generator = generator
         self.posterior = posterior

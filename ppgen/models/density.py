@@ -7,17 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppgen.distributions import marginal
+from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.pair import data_plate, expose_parameters, sample
 
 __all__ = ["DensityNetwork", "ExplicitDensity"]
-
-
-def _check_part(owner: str, name: str, part: object) -> None:
-    if not isinstance(part, nn.Module):
-        raise TypeError(
-            f"{owner}: {name} must be a module whose forward(*context) returns a distribution, "
-            f"got {type(part).__name__}."
-        )
 
 
 class DensityNetwork(nn.Module):
@@ -70,8 +63,7 @@ class DensityNetwork(nn.Module):
 
     def __init__(self, prior: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
-        _check_part("DensityNetwork", "prior", prior)
-        _check_part("DensityNetwork", "decoder", decoder)
+        check_modules("DensityNetwork", CONDITIONAL, prior=prior, decoder=decoder)
         self.prior = prior
         self.decoder = decoder
 
@@ -123,7 +115,7 @@ class ExplicitDensity(nn.Module):
 
     def __init__(self, density: nn.Module) -> None:
         super().__init__()
-        _check_part("ExplicitDensity", "density", density)
+        check_modules("ExplicitDensity", CONDITIONAL, density=density)
         self.density = density
 
     def model(self, x: Tensor | None = None, *y: Any, mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.distributions import Implicit
+from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.nn import feed
 from ppgen.nn.shapes import rescale, several_levels
 from ppgen.pair import adapt, sample
@@ -18,11 +19,15 @@ Turn = tuple[Tensor, dict[str, Tensor]]  # what a player minimises, and what the
 Inputs = tuple[Tensor, ...]  # what a critic sees
 
 
-def check_parts(owner: str, levels: int | None, **parts: object) -> None:
-    """Raises a TypeError unless every part is a module, a ValueError for less than two levels."""
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module):
-            raise TypeError(f"{owner}: {name} must be a module, got {type(part).__name__}.")
+def check_players(owner: str, levels: int | None, prior: object, **networks: object) -> None:
+    """Makes sure of the parts of an adversarial model.
+
+    Raises:
+        TypeError: the prior or a network is no module.
+        ValueError: less than two levels.
+    """
+    check_modules(owner, CONDITIONAL, prior=prior)
+    check_modules(owner, NETWORK, **networks)
     if levels is not None:
         several_levels("levels (None: real data)", levels)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ppgen.models.game import Turn, check_parts, contest, data_support, draw, implicit, scores, seen, verdict
+from ppgen.models.game import Turn, check_players, contest, data_support, draw, implicit, scores, seen, verdict
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import data_plate, sample
@@ -62,7 +62,7 @@ class GAN(nn.Module):
         self, prior: nn.Module, generator: nn.Module, discriminator: nn.Module, *, levels: int | None = None
     ) -> None:
         super().__init__()
-        check_parts(type(self).__name__, levels, prior=prior, generator=generator, discriminator=discriminator)
+        check_players(type(self).__name__, levels, prior=prior, generator=generator, discriminator=discriminator)
         self.prior = prior
         self.generator = generator
         self.discriminator = discriminator
@@ -142,7 +142,7 @@ class ACGAN(nn.Module):
         levels: int | None = None,
     ) -> None:
         super().__init__()
-        check_parts(type(self).__name__, levels, prior=prior, generator=generator, discriminator=discriminator)
+        check_players(type(self).__name__, levels, prior=prior, generator=generator, discriminator=discriminator)
         self.prior = prior
         self.generator = generator
         self.discriminator = discriminator

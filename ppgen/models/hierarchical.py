@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppgen.distributions import marginal
+from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["HierarchicalVAE"]
@@ -147,9 +148,7 @@ def checked_layers(owner: str, name: str, layers: Any) -> list[nn.Module]:
             f"got a single {type(layers).__name__}: write [{name[0]}1, ...]."
         )
     found = list(layers)
-    for i, part in enumerate(found):
-        if not isinstance(part, nn.Module):
-            raise TypeError(f"{owner}: {name}[{i}] must be a module, got {type(part).__name__}.")
+    check_modules(owner, "a module", **{f"{name}[{i}]": part for i, part in enumerate(found)})
     return found
 
 
@@ -157,12 +156,7 @@ def check_hierarchy(
     owner: str, prior: nn.Module, conditionals: list[nn.Module], decoder: nn.Module, posteriors: list[nn.Module]
 ) -> None:
     """Makes sure that the parts are modules, and that each layer of the model has its posterior, of the same width."""
-    for name, part in (("prior", prior), ("decoder", decoder)):
-        if not isinstance(part, nn.Module):
-            raise TypeError(
-                f"{owner}: {name} must be a module whose forward(*context) returns a distribution, "
-                f"got {type(part).__name__}."
-            )
+    check_modules(owner, CONDITIONAL, prior=prior, decoder=decoder)
     if not posteriors:
         raise ValueError(f"{owner}: posteriors is empty, but each of the L ≥ 1 layers needs one.")
     if len(conditionals) != len(posteriors) - 1:

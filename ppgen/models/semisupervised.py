@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppgen.distributions import marginal
+from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.models.vae import VAE
 from ppgen.nn import feed
 from ppgen.nn.shapes import positive_integer
@@ -95,10 +96,8 @@ class SemiSupervisedVAE(nn.Module):
         class_probs: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
-        parts = {"prior": prior, "decoder": decoder, "posterior": posterior, "classifier": classifier}
-        for name, part in parts.items():
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"SemiSupervisedVAE: {name} must be a module, got {type(part).__name__}.")
+        check_modules("SemiSupervisedVAE", CONDITIONAL, prior=prior, decoder=decoder, posterior=posterior)
+        check_modules("SemiSupervisedVAE", NETWORK, classifier=classifier)
         self.prior = prior
         self.decoder = decoder
         self.posterior = posterior

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppgen.distributions import marginal
+from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["VAE"]
@@ -54,12 +55,7 @@ class VAE(nn.Module):
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, posterior: nn.Module, *, sees_mask: bool = False) -> None:
         super().__init__()
-        for name, part in (("prior", prior), ("decoder", decoder), ("posterior", posterior)):
-            if not isinstance(part, nn.Module):
-                raise TypeError(
-                    f"VAE: {name} must be a module whose forward(*context) returns a distribution, "
-                    f"got {type(part).__name__}."
-                )
+        check_modules("VAE", CONDITIONAL, prior=prior, decoder=decoder, posterior=posterior)
         self.prior = prior
         self.decoder = decoder
         self.posterior = posterior

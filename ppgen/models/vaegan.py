@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.models.game import Turn, check_parts, contest, data_support, draw_latent, implicit, scores, seen
+from ppgen.models.game import Turn, check_players, contest, data_support, draw_latent, implicit, scores, seen
+from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.nn import feed
 from ppgen.pair import adapt, data_plate, sample
 
@@ -80,8 +81,8 @@ class VAEGAN(nn.Module):
         levels: int | None = None,
     ) -> None:
         super().__init__()
-        parts = {"prior": prior, "generator": generator, "posterior": posterior, "discriminator": discriminator}
-        check_parts("VAEGAN", levels, **parts)
+        check_players("VAEGAN", levels, prior, generator=generator, discriminator=discriminator)
+        check_modules("VAEGAN", CONDITIONAL, posterior=posterior)
         if not callable(getattr(discriminator, "features", None)):
             raise TypeError(
                 f"VAEGAN: discriminator must have a method features(x, *y), its last hidden layer, and "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions import marginal
 from ppgen.models.hierarchical import checked_layers
+from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.nn import VectorQuantizer, feed
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 from ppgen.priors import CategoricalGrid
@@ -45,8 +46,7 @@ def _embedded(name: str, quantizer: VectorQuantizer, codes: Tensor, training: bo
 
 def _check_level(owner: str, encoder: nn.Module, quantizer: nn.Module, prior: nn.Module | None) -> nn.Module:
     """The prior of a level, uniform if none is given, once it is sure that encoder and quantizer fit."""
-    if not isinstance(encoder, nn.Module):
-        raise TypeError(f"{owner}: an encoder must be a network, got {type(encoder).__name__}.")
+    check_modules(owner, NETWORK, encoder=encoder)
     if not isinstance(quantizer, VectorQuantizer):
         raise TypeError(f"{owner}: a quantizer must be an nn.VectorQuantizer, got {type(quantizer).__name__}.")
     grid = getattr(encoder, "out_shape", None)
@@ -56,11 +56,7 @@ def _check_level(owner: str, encoder: nn.Module, quantizer: nn.Module, prior: nn
             f"({quantizer.code_dim}, H, W): make the encoder's first output axis code_dim={quantizer.code_dim}."
         )
     if prior is not None:
-        if not isinstance(prior, nn.Module):
-            raise TypeError(
-                f"{owner}: a prior must be a module whose forward(*context) returns a distribution of grids, "
-                f"got {type(prior).__name__}."
-            )
+        check_modules(owner, f"{CONDITIONAL} of grids", prior=prior)
         return prior
     if grid is None:
         raise TypeError(
@@ -146,10 +142,7 @@ class VQVAE(nn.Module):
         self, encoder: nn.Module, quantizer: VectorQuantizer, decoder: nn.Module, prior: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(decoder, nn.Module):
-            raise TypeError(
-                f"VQVAE: decoder must be a module that returns a distribution, got {type(decoder).__name__}."
-            )
+        check_modules("VQVAE", CONDITIONAL, decoder=decoder)
         self.prior = _check_level("VQVAE", encoder, quantizer, prior)
         self.encoder = encoder
         self.quantizer = quantizer
@@ -248,11 +241,7 @@ class HierarchicalVQVAE(nn.Module):
                 f"HierarchicalVQVAE: there are {len(encoders)} encoders, {len(codebooks)} quantizers and {len(given)} "
                 "priors, but each of the L ≥ 1 levels needs one of each."
             )
-        if not isinstance(decoder, nn.Module):
-            raise TypeError(
-                f"HierarchicalVQVAE: decoder must be a module that returns a distribution, got "
-                f"{type(decoder).__name__}."
-            )
+        check_modules("HierarchicalVQVAE", CONDITIONAL, decoder=decoder)
         levels = zip(encoders, codebooks, given, strict=True)
         self.priors = nn.ModuleList(_check_level("HierarchicalVQVAE", *level) for level in levels)
         self.encoders = nn.ModuleList(encoders)
