@@ -12,7 +12,6 @@ optimum.
 """
 
 import argparse
-import json
 import statistics
 import time
 import warnings
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import machine, versions
+from record import machine, versions, write
 from sklearn.decomposition import FactorAnalysis as ScikitFactors
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitMixture
@@ -141,8 +140,7 @@ def main() -> None:
                 f"{cell['log_likelihood_ours']:.6f} against {cell['log_likelihood_scikit_learn']:.6f})",
                 flush=True,
             )
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
+            write(args.out, about | {"cells": cells})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Steps are in eager: that compiled code saves, training.py says.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from record import machine, versions
+from record import machine, versions, write
 from timing import in_turns
 
 from ppgen import decoders, models, nn, posteriors, priors
@@ -140,9 +139,8 @@ def main() -> None:
             slope = round(exponent(sizes, medians), 2)
             cells.append({"panel": panel, "curve": curve, "sizes": sizes, "milliseconds": medians, "exponent": slope})
             print(f"{panel:14} {curve:32} cost grows with exponent {slope:5.2f}", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     about = {"what": "how cost grows", "rounds": args.rounds, "machine": machine(), "versions": versions()}
-    args.out.write_text(json.dumps(about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
+    write(args.out, about | {"cells": cells})
     draw(cells, args.out.with_suffix(".png"))
 
 

@@ -17,14 +17,13 @@ results/likelihood.json beside this script unless --out names another file.
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from record import machine, versions
+from record import machine, versions, write
+from timing import seconds
 from torch import Tensor
 from torch.nn import Module
 
@@ -48,12 +47,6 @@ def reference() -> models.VAE:
     encoder = posteriors.DiagNormal(nn.MLP(DATA, HIDDEN, HIDDEN, 2 * LATENT))
     decoder = decoders.Bernoulli(nn.MLP(LATENT, HIDDEN, HIDDEN, DATA))
     return models.VAE(priors.StandardNormal(LATENT), decoder, encoder)
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 class Block:
@@ -176,8 +169,7 @@ def keep(path: Path, cell: dict[str, Any]) -> None:
     about = {
         "what": "importance-sampled log-likelihoods of a VAE 784-300-300-40: share of peak, and time against pythae"
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
+    write(path, about | {"cells": cells})
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ a VAE there has 86.77 at most. The figure here is what the given number of image
 import argparse
 import functools
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import torch
+from record import machine, write
 
 from ppgen import data, decoders, models, nn, plots
 from ppgen.data import DynamicBinarization
@@ -61,7 +60,7 @@ def main() -> None:
             "minutes_of_training": round(trained / 60, 1),
             "seconds_for_64_samples": round(time.perf_counter() - began, 1),
             "threads": args.threads,
-            "machine": f"{platform.machine()}, {os.cpu_count()} shared cores",
+            "machine": machine(),
             "torch": torch.__version__,
             "published": {"PixelCNN": 81.45, "gated PixelCNN": 81.50},
         }
@@ -69,8 +68,7 @@ def main() -> None:
         torch.set_num_threads(before)
     print(json.dumps(result, indent=1))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write(args.out, result)
         plots.images(pictures, args.out.with_suffix(".png"))
 
 

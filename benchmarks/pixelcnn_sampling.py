@@ -9,14 +9,12 @@ start of its operations until some tens of images are drawn at once: a single im
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from record import machine, write
 
 from ppgen import decoders, nn
 
@@ -55,7 +53,7 @@ def measure(name: str, num_images: int, size: int, channels: int) -> dict:
         "ratio": round(seconds[1] / seconds[0], 1),
         "images_that_differ": int((drawn[0] != drawn[1]).flatten(1).any(1).sum()),
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} shared cores",
+        "machine": machine(),
         "torch": torch.__version__,
     }
 
@@ -86,8 +84,7 @@ def main() -> None:
             )
             rows.append(row)
             if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+                write(args.out, rows)
     finally:
         torch.set_num_threads(before)
 

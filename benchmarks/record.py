@@ -1,4 +1,4 @@
-"""A JSON file of measured cells: each is written when it is finished, and none is measured twice."""
+"""JSON files of what was measured, where, and with what: cells are written one by one, and none is measured twice."""
 
 import fcntl
 import json
@@ -39,10 +39,15 @@ class Record:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.parent):  # or a cell that another process adds meanwhile would be lost
-            content = self.about | {"cells": [*self.cells, cell]}
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            partial.replace(self.path)
+            write(self.path, self.about | {"cells": [*self.cells, cell]})
+
+
+def write(path: Path, content: Any) -> None:
+    """A JSON file and its folder, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
 
 
 @contextmanager

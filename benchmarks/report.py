@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reproduced import insert
+
 HERE = Path(__file__).parent
 MARKS = "<!-- results -->", "<!-- end of results -->"
 NOT_MEASURED = "not measured"
@@ -226,10 +228,7 @@ def main() -> None:
     if args.results:
         print(text)
         return
-    readme = HERE / "README.md"
-    before, rest = readme.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    insert(text, HERE / "README.md", MARKS)
 
 
 if __name__ == "__main__":

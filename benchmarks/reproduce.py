@@ -28,8 +28,8 @@ import numpy as np
 import protocol
 import torch
 from protocol import QUICK, Settings, of, one_layer, two_layers
-from record import machine, versions
-from reproduced import NOT_RUN, insert, table
+from record import machine, versions, write
+from reproduced import MARKS, NOT_RUN, insert, table
 
 from ppgen import posteriors
 from ppgen.decoders import bits_per_dim
@@ -223,7 +223,6 @@ def evaluate(
     if x.num_levels and x.num_levels > 2:
         result["bits_per_dim"] = bits_per_dim(estimate.values, x.event_shape).mean().item()
     place.folder.mkdir(parents=True, exist_ok=True)
-    place.results.mkdir(parents=True, exist_ok=True)
     np.save(place.values, estimate.values.float().numpy())
     write(place.result, result)
     return result
@@ -232,12 +231,6 @@ def evaluate(
 def _device(pair: Any) -> str:
     device = next(pair.parameters()).device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)
 
 
 def pair_up(out: Path, results: Path) -> None:
@@ -300,7 +293,7 @@ def main() -> None:
         text = table(ROWS, results)
         print(text)
         if results == RESULTS:
-            insert(text, README)
+            insert(text, README, MARKS)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,16 @@ def table(rows: Mapping[str, Any], results: Path) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def insert(text: str, readme: Path) -> None:
-    """Writes the table between the two marks of a file.
+def insert(text: str, readme: Path, marks: tuple[str, str]) -> None:
+    """Writes a text between the two marks of a file.
 
     Raises:
         ValueError: the file has no such marks.
     """
-    begin, end = MARKS
+    begin, end = marks
     content = readme.read_text()
     if not (0 <= content.find(begin) < content.find(end)):
-        raise ValueError(f"{readme} has no place for the table: it must hold {begin} and, behind it, {end}.")
+        raise ValueError(f"{readme} has no place for the text: it must hold {begin} and, behind it, {end}.")
     before, rest = content.split(begin, 1)
     readme.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 

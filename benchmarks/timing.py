@@ -11,11 +11,11 @@ import torch
 
 
 def in_turns(
-    sides: dict[str, Callable[[], object]], *, rounds: int, steps: int, device: str = "cpu", seconds: float = math.inf
+    sides: dict[str, Callable[[], object]], *, rounds: int, steps: int, device: str = "cpu", limit: float = math.inf
 ) -> dict[str, list[float]]:
     """Milliseconds a step of each side: in each round every side, in a new order, takes so many steps in a row.
 
-    Rounds end early, but not before the third, when so many seconds have passed: on a busy machine threads wait for
+    Rounds end early, but not before the third, when the limit of seconds has passed: on a busy machine threads wait for
     each other. On a GPU the time is that between two CUDA events, so that it ends when the work has, and not when it
     is queued.
     """
@@ -23,11 +23,18 @@ def in_turns(
     names = list(sides)
     began = time.perf_counter()
     for i in range(rounds):
-        if i >= 3 and time.perf_counter() - began > seconds:
+        if i >= 3 and time.perf_counter() - began > limit:
             break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             found[name].append(_milliseconds(sides[name], steps, device) / steps)
     return found
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The time of one call on the CPU."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
 
 
 def _milliseconds(run: Callable[[], object], steps: int, device: str) -> float:

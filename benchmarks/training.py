@@ -271,7 +271,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     if not svi.compiled:
         raise SystemExit(f"The reference pair was not compiled: {svi._compiled.reason}")
     sides |= {f"part: {part}": run for part, run in parts(svi, batches).items()}
-    found = in_turns(sides, rounds=args.rounds, steps=steps, device=args.device, seconds=args.seconds)
+    found = in_turns(sides, rounds=args.rounds, steps=steps, device=args.device, limit=args.seconds)
     return {
         "network": name,
         "device": args.device,

@@ -11,15 +11,14 @@ file.
 """
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from record import machine, versions
+from record import machine, versions, write
+from timing import seconds
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -40,12 +39,6 @@ def densities(num_components: int, offset: float) -> tuple[Mixture, Callable[[Te
     double = Independent(Normal(loc.double(), scale.double()), 1)
     exact = MixtureSameFamily(Categorical(logits=logits.double()), double, validate_args=False)
     return Mixture(logits, components, validate_args=False), theirs.log_prob, lambda z: exact.log_prob(z.double())
-
-
-def seconds(function: Callable[[], Tensor]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -90,8 +83,7 @@ def main() -> None:
                 f"far away; {cell['ratio']:.1f} times faster",
                 flush=True,
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(about | {"cells": cells}, indent=1, ensure_ascii=False) + "\n")
+    write(args.out, about | {"cells": cells})
 
 
 if __name__ == "__main__":

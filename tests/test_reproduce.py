@@ -316,11 +316,11 @@ def test_the_table_is_made_of_the_files_and_of_nothing_else(scripts, tmp_path):
     assert "≤ 83.00" in lines["iaf"] and "not converged: 120 epochs" in lines["iaf"]
     assert text.count(reproduced.NOT_RUN) == len(reproduce.ROWS) - 3
     for _ in range(2):
-        reproduced.insert(text, readme)
+        reproduced.insert(text, readme, reproduced.MARKS)
     assert readme.read_text() == f"before\n{begin}\n{text}\n{end}\nafter\n"
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="reproduced"):
-        reproduced.insert(text, readme)
+        reproduced.insert(text, readme, reproduced.MARKS)
 
 
 def test_runs_on_the_same_images_are_compared_image_by_image(scripts, tmp_path):
