@@ -168,25 +168,25 @@ def data_plate(*batch: Any) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def observed(x: Tensor, mask: Tensor | None, *, with_mask: bool = False) -> Tensor:
+def observed(x: Tensor, mask: Tensor | None, *, seen_as: int | None = None) -> Tensor:
     r"""What an encoder sees of incomplete data: zeros where nothing was observed.
 
     Args:
         x: (N, \*event).
         mask: of the same shape, True where x was observed; None where all of it was.
-        with_mask: whether the mask follows as further channels (of a vector: entries).
+        seen_as: if given, the mask follows as further channels (of a vector: entries), this number for True.
 
     Shape:
         (N, \*event), or with twice as many channels.
 
     Example:
-        >>> observed(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]), with_mask=True)
+        >>> observed(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]), seen_as=1)
         tensor([[1., 0., 1., 0.]])
     """
     seen = x if mask is None else torch.where(mask, x, torch.zeros_like(x))
-    if not with_mask:
+    if seen_as is None:
         return seen
-    return torch.cat([seen, torch.ones_like(x) if mask is None else mask.to(x.dtype)], 1)
+    return torch.cat([seen, seen_as * (torch.ones_like(x) if mask is None else mask.to(x.dtype))], 1)
 
 
 def collects_parameters() -> bool:

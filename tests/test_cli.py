@@ -161,6 +161,8 @@ def test_every_model_trains_evaluates_and_samples_by_its_name(model, capsys, tmp
     assert config["recipe"]["model"] == model and config["training"]["epochs"] == 2
     made = catalogue.MODELS[model]
     assert ("validation" in metrics) == made.scores and f"Written to {run}" in out
+    if made.classifies:  # which are not given the class of what they are asked about
+        assert metrics["kl"]["y"] < 2 < np.log(10)
     assert (run / "reconstructions.png").exists() == made.reconstructs
     again = load_run(run)
     assert all(not p.requires_grad or p.isfinite().all() for p in again.pair.parameters())
@@ -248,13 +250,14 @@ def test_a_mean_with_a_bound_in_it_is_one_and_a_single_seed_has_no_range():
 @pytest.mark.slow
 def test_compare_puts_models_of_all_kinds_in_one_table(capsys, tmp_path):
     status, out, err = call(
-        capsys, "compare", "--models", "vae,pixelcnn,vqvae,ae,gan", "--hidden", 8, "--epochs", 1, "--warmup", 0,
+        capsys, "compare", "--models", "vae,cvae,pixelcnn,vqvae,ae,gan", "--hidden", 8, "--epochs", 1, "--warmup", 0,
         "--patience", 0, "--num-samples", 5, "--seeds", 2, "--out", tmp_path / "m",
     )  # fmt: skip
     assert status == 0, err
     assert {p.name for p in (tmp_path / "m").iterdir()} == {"models.csv", "models.json", "models.png"}
     rows = {row["name"]: row for row in json.loads((tmp_path / "m" / "models.json").read_text())["rows"]}
-    assert [len(row["runs"]) for row in rows.values()] == [2] * 5
+    assert [len(row["runs"]) for row in rows.values()] == [2] * 6
+    assert [name for name, row in rows.items() if row["given_class"]] == ["cvae"] and " | y" in out
     # What a model does not have has no number, and what it has is one.
     assert {n for n, row in rows.items() if row["log_likelihood"] is None} == {"ae", "gan"}
     assert {n for n, row in rows.items() if row["reconstruction_rmse"] is None} == {"pixelcnn", "gan"}
@@ -269,7 +272,7 @@ def test_compare_puts_models_of_all_kinds_in_one_table(capsys, tmp_path):
 def test_a_model_that_fails_is_a_row_of_its_own(monkeypatch, capsys, tmp_path):
     """The first model trains; the second diverges with one seed and breaks with the other; the third is interrupted."""
 
-    def broken(pair, data, validation, *, seed=0, progress=True):
+    def broken(pair, data, validation, *, epochs=1, seed=0, progress=True):
         raise FloatingPointError("it diverged") if seed == 0 else KeyError("loc")
 
     def stopped(pair, data, validation, *, seed=0, progress=True):
@@ -285,8 +288,12 @@ def test_a_model_that_fails_is_a_row_of_its_own(monkeypatch, capsys, tmp_path):
     assert rows["vae"]["log_likelihood"] < 0 and rows["vae"]["refused"] is None
     assert rows["wgan"]["diverged"] == 1 and rows["wgan"]["refused"] == "KeyError: 'loc'"
     assert rows["gan"]["refused"] == "not trained yet"
+    assert rows["vae"]["settings"]["hidden"] == [4] and rows["wgan"]["settings"]["epochs"] == 1
+    assert "hidden" not in rows["wgan"]["settings"] and "warmup" not in rows["wgan"]["settings"]
     assert [row["name"] for row in csv.DictReader((out / "models.csv").open())] == list(rows)
-    status, said, err = call(capsys, "compare", "--models", "wgan", "--seeds", 1, *few, "--out", tmp_path / "n")
+    status, said, err = call(
+        capsys, "compare", "--models", "wgan", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "n"
+    )
     assert status == 0 and "1 diverged" in said, err
 
 

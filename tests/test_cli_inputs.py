@@ -66,6 +66,13 @@ COMMANDS = {
     "components of models": (
         "compare --models vae --num-components 3 --out {tmp}/r", ["--num-components 3", "--models"],
     ),
+    "a learning rate that none of the models has": (
+        "compare --models gan,acgan --lr 0.5 --epochs 2 --out {tmp}/r", ["--lr", "none of these models (gan, acgan)"],
+    ),
+    "pseudo-inputs out of their range": (
+        "train vae --data ring --decoder normal --prior vamp --epochs 1 --out {tmp}/r",
+        ["prior 'vamp'", "[0, 1]", "choose another prior"],
+    ),
     "seeds of parts": ("compare --seeds 3 --epochs 0 --out {tmp}/r", ["--seeds 3", "--models"]),
     "a run that is none": ("evaluate {tmp}/empty", ["empty", "config.json"]),
     "a run that is not there": ("sample {tmp}/nothing", ["nothing", "config.json"]),

@@ -271,3 +271,18 @@ def test_relaxed_draws_at_a_low_temperature_have_a_finite_density():
 def test_one_level_is_no_variable(kind):
     with pytest.raises(ValueError, match=r"num_levels must be at least 2 \(binary data\), got 1"):
         LEVEL_DECODERS[kind]((1, 2, 2), 1)[0]()
+
+
+def test_a_learned_scale_is_the_same_frozen_and_starts_where_it_is_said_to():
+    decoder = decoders.Normal(nn.MLP(1, 4), 0.01, learn_scale=True)
+    decoder.log_scale.data.fill_(-7.0)  # where a step may lead it
+    z = torch.zeros(1, 1)
+    free = decoder(z).stddev
+    assert torch.equal(decoder.requires_grad_(False)(z).stddev, free) and torch.allclose(
+        free, torch.tensor(math.exp(-5))
+    )
+    with pytest.raises(ValueError, match=r"scale=0\.001 has log σ = -6\.91, outside log_scale_range=\(-5\.0, 10\.0\)"):
+        decoders.Normal(nn.MLP(1, 4), 1e-3, learn_scale=True)
+    wider = decoders.Normal(nn.MLP(1, 4), 1e-3, learn_scale=True, log_scale_range=(-8.0, 1.0))
+    assert torch.allclose(wider(z).stddev, torch.tensor(1e-3))
+    assert torch.allclose(decoders.Normal(nn.MLP(1, 4), 1e-3)(z).stddev, torch.tensor(1e-3)), "one that is given"

@@ -239,3 +239,29 @@ def test_the_mean_of_a_continuous_bernoulli_has_its_gradient_at_any_logit():
     torch.testing.assert_close(slope[:3], logits[:3].detach() ** -2)
     expected = 1 / 9 - torch.tensor(-3.0).exp() / (1 - torch.tensor(-3.0).exp()) ** 2
     torch.testing.assert_close(slope[3], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bfloat16, torch.float64])
+def test_a_mixture_scores_numbers_of_any_type(dtype):
+    """Whole ones must not make the log-densities whole, nor bytes of them."""
+    components = Independent(Normal(torch.randn(3, 2), torch.rand(3, 2) + 0.5), 1)
+    mixture = Mixture(torch.zeros(3), components)
+    x = torch.randint(0, 5, (50, 2))
+    found, expected = mixture.log_prob(x.to(dtype)), mixture.log_prob(x.float())
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.allclose(found.float(), expected, atol=1e-5)
+
+
+def test_a_draw_is_scored_under_every_row_of_a_wider_copy():
+    q = FullNormal(torch.randn(4, 3), torch.eye(3).expand(4, 3, 3))
+    z = q.rsample()
+    wide = q.expand((2, 4))
+    assert wide.log_prob(z).shape == (2, 4)
+    assert torch.allclose(wide.log_prob(z), wide.log_prob(z.clone()), atol=1e-5)
+
+
+def test_levels_have_the_moments_of_numbers():
+    d = distributions.CategoricalLevels(logits=torch.randn(5, 7))
+    levels, p = torch.arange(7.0), d.probs
+    variance = (p * levels**2).sum(-1) - (p @ levels) ** 2
+    assert torch.allclose(d.variance, variance, atol=1e-5) and torch.allclose(d.stddev, variance.sqrt(), atol=1e-5)

@@ -405,3 +405,12 @@ def test_a_bigan_s_posterior_inverts_its_generator():
     assert after < 0.1 < before
     z = encode(gan, x)
     assert z.std().item() == pytest.approx(1, abs=0.35)
+
+
+def test_a_vaegan_with_a_frozen_posterior_trains_the_rest():
+    gan = MODELS["vaegan"]()
+    gan.posterior.requires_grad_(False)
+    before = copy.deepcopy(gan.state_dict())
+    train(Adversarial(gan), torch.randn(8, 2), epochs=1, batch_size=8, progress=False)
+    moved = {name.split(".")[0] for name, value in gan.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"generator", "discriminator"} <= moved and "posterior" not in moved

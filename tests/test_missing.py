@@ -332,3 +332,19 @@ def test_bad_masks_are_refused_before_anything_changes():
     with pytest.raises(ValueError, match="whatever the mask"):
         impute(Custom(ignores, ignoring), x[:, 0], mask=good[:, 0])
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("levels", [None, 256])
+def test_a_mask_is_plainly_seen_beside_levels(levels):
+    """A network that rescales levels rescales the channels of the mask with them."""
+    net = nn.MLP(12, 16, 4, levels=levels)
+    decoder = decoders.DiscretizedLogistic(nn.MLP(2, decoders.DiscretizedLogistic.outputs_shape((6,))))
+    vae = models.VAE(priors.StandardNormal(2), decoder, posteriors.DiagNormal(net), sees_mask=True)
+    seen = []
+    net.hidden.register_forward_pre_hook(lambda module, given: seen.append(given[0][:, 6:]))
+    x, mask = torch.randint(256, (3, 6), dtype=torch.uint8), torch.tensor([[True, False] * 3] * 3)
+    vae.guide(x, mask=mask)
+    low, high = (-1.0, 1.0) if levels else (0.0, 1.0)
+    assert torch.allclose(seen[0], torch.where(mask, high, low))
+    vae.guide(x)
+    assert torch.allclose(seen[1], torch.tensor(high)), "all of it was observed"

@@ -272,3 +272,15 @@ def test_every_part_says_what_it_is_and_shows_an_example(family):
             if family in (priors, posteriors, decoders) or (family is models and name not in OWN):
                 assert "References:" in part.__doc__ and "https://" in part.__doc__, name
                 assert ".. math::" in part.__doc__, name
+
+
+def test_a_range_of_scales_is_that_of_the_scale_alone():
+    """A Spline's noise is standardised, whatever its σ is clamped to."""
+    outputs = torch.zeros(5, 68)
+    outputs[:, 2:4] = -2.0
+    drawn = []
+    for bounds in ((-10.0, 10.0), (-6.0, -1.0)):
+        torch.manual_seed(0)
+        q = posteriors.Spline(torch.nn.Identity(), 2, log_scale_range=bounds)
+        drawn.append(q(outputs).sample())
+    assert torch.equal(*drawn)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from parts import PRIORS, WIDTH, amortised, behind, vamp_given_y
 
-from ppgen import posteriors, priors
+from ppgen import nn, posteriors, priors
 from ppgen.data import DynamicBinarization
 from ppgen.pair import adapt
 
@@ -140,3 +140,16 @@ def test_flow_takes_any_flow_of_zukos_and_nothing_else():
     assert conditional(torch.randn(5, 3)).batch_shape == (5,)
     with pytest.raises(TypeError, match=r"zuko.flows.MAF"):
         priors.Flow("maf")
+
+
+def test_pseudo_inputs_given_a_layer_below_can_be_trained():
+    """A conditional that is a VampPrior: its y is a latent, with a gradient."""
+    q = posteriors.DiagNormal(nn.GatedBranches([4, 2], 8, 6))
+    prior = priors.VampPrior(q, num_components=3, shape=4, conditional=True)
+    y, z = torch.randn(5, 2), torch.randn(5, 3)
+    expected = prior(y).log_prob(z)
+    y.requires_grad_()
+    found = prior(y).log_prob(z)
+    assert torch.allclose(found, expected, atol=1e-5)
+    (slope,) = torch.autograd.grad(found.sum(), y)
+    assert (slope.abs().sum(-1) > 0).all()

@@ -168,3 +168,21 @@ def test_quantizers_that_cannot_be_are_refused(options, words):
 def test_grids_of_other_vectors_are_refused():
     with pytest.raises(ValueError, match=r"grids of vectors \(\*, 3, H, W\).*\(4, 2, 5, 5\)"):
         nn.VectorQuantizer(4, 3)(torch.zeros(4, 2, 5, 5))
+
+
+def test_a_code_that_is_long_unused_stays():
+    """Until its averages are below what a number can hold, and after."""
+    quantizer = nn.VectorQuantizer(2, 1, revival=0.0, decay=0.5).train()
+    quantizer.codebook.data.copy_(torch.tensor([[0.3], [5.0]]))
+    quantizer(torch.tensor([0.3, 5.0]).reshape(1, 1, 2, 1))
+    for _ in range(200):
+        quantizer(torch.full((1, 1, 1, 1), 0.3))
+    assert quantizer.counts[1] == 0 and torch.allclose(quantizer.codebook.flatten(), torch.tensor([0.3, 5.0]))
+
+
+def test_the_nearest_code_is_found_far_from_zero():
+    vectors, codes = torch.randn(500, 16) + 1000, torch.randn(64, 16) + 1000
+    quantizer = nn.VectorQuantizer(64, 16).eval()
+    quantizer.codebook.data.copy_(codes)
+    found = quantizer(vectors.T.reshape(1, 16, 500, 1)).flatten()
+    assert torch.equal(found, torch.cdist(vectors.double(), codes.double()).argmin(-1))

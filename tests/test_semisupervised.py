@@ -304,3 +304,16 @@ def test_bad_input_is_named():
     )
     with pytest.raises(ValueError, match=r"no class at a site 'y'"):
         objective(1.0)(plain.model, plain.guide, X, one_hot(Y.clamp(min=0), C).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_may_be_small_integers(dtype):
+    """To which −1 is 255, or a bound of classes is."""
+    labels = Y.clamp(min=0)
+    pair, values = m2(), []
+    for y in (labels, labels.to(dtype)):
+        torch.manual_seed(4)
+        values.append(objective(0.7)(pair.model, pair.guide, X, y))
+    assert torch.equal(*values)
+    fit(pair, (X, labels.to(dtype)), loss=objective(0.7), epochs=1, progress=False)
+    assert sample(pair, 3, torch.tensor([0, 1, 2]).to(dtype)).shape == (3, D)

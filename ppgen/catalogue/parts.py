@@ -168,6 +168,13 @@ def _vamp(latent: Latent) -> nn.Module:
     own = latent.posterior if getattr(latent.posterior, "scores_foreign_values", True) else latent.own()
     options: Any = {"high": latent.x.high, "conditional": latent.conditional}
     if latent.x.start is not None:
+        low, high = latent.x.start.min().item(), latent.x.start.max().item()
+        if low < 0 or high > latent.x.high:
+            raise ValueError(
+                f"prior 'vamp' by its name keeps pseudo-inputs in [0, {latent.x.high:g}], and these data have values "
+                f"from {low:g} to {high:g}: bring them there, choose another prior, or give priors.VampPrior its low "
+                "and high in Python."
+            )
         return priors.VampPrior(own, latent.x.start.float(), **options)
     return priors.VampPrior(own, num_components=latent.num_components, shape=latent.x.shape, **options)
 

@@ -58,7 +58,7 @@ class Model(NamedTuple):
     samples: bool = True
 
 
-_vectors = partial(Model, train=training.expectation_maximization, kind="real", flat=True)
+_vectors = partial(Model, kind="real", flat=True)
 
 _adversarial = partial(Model, kind="any", reconstructs=False, scores=False)
 
@@ -100,10 +100,18 @@ MODELS: dict[str, Model] = {
         reconstructs=False,
     ),
     "gmm": _vectors(
-        models.gmm, line="Gaussian mixture, by EM", paper="Dempster, Laird & Rubin 1977", reconstructs=False
+        models.gmm,
+        training.restarted_em,
+        line="Gaussian mixture, by EM",
+        paper="Dempster, Laird & Rubin 1977",
+        reconstructs=False,
     ),
-    "fa": _vectors(models.fa, line="factor analysis, by EM", paper="Rubin & Thayer 1982"),
-    "ppca": _vectors(models.ppca, line="probabilistic PCA, by EM", paper="Tipping & Bishop 1999"),
+    "fa": _vectors(
+        models.fa, training.expectation_maximization, line="factor analysis, by EM", paper="Rubin & Thayer 1982"
+    ),
+    "ppca": _vectors(
+        models.ppca, training.expectation_maximization, line="probabilistic PCA, by EM", paper="Tipping & Bishop 1999"
+    ),
     "ae": Model(
         neural.ae,
         training.variational,

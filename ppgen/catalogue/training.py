@@ -157,12 +157,30 @@ def expectation_maximization(
     *,
     epochs: int = 100,
     batch_size: int = 0,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+) -> History:
+    """EM on all data at once, or stepwise on batches, from a start that the data give."""
+    return restarted_em(
+        pair, data, validation, epochs=epochs, batch_size=batch_size, restarts=1, tolerance=tolerance, seed=seed,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def restarted_em(
+    pair: Any,
+    data: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 100,
+    batch_size: int = 0,
     restarts: int = 1,
     tolerance: float = 1e-4,
     seed: int = 0,
     checkpoint: Path | None = None,
 ) -> History:
-    """EM on all data at once, or stepwise on batches."""
+    """The same of a model whose starts are random."""
     return train(
         EM(pair, num_restarts=restarts, tolerance=tolerance, seed=seed),
         data,

@@ -15,7 +15,7 @@ from ppgen import plots
 from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
 from ppgen.catalogue.training import check_schedule
 from ppgen.cli.grid import NOT_YET, Cell, Work, worked
-from ppgen.cli.lineup import lineup
+from ppgen.cli.lineup import check_taken, lineup
 from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import load, num_classes, visible
 from ppgen.compare import Comparison, rank
@@ -30,6 +30,7 @@ Hidden: Any = option("hidden", (300, 300))
 
 
 def compare(
+    context: typer.Context,
     data: DataName = "digits",
     models: Annotated[
         str | None, typer.Option(help=f"Compare models instead, some of {', '.join(COMPARABLE)}; or all.")
@@ -103,7 +104,10 @@ def compare(
         raise ValueError(f"--out {out} already holds {table}: choose another folder, or remove that one.")
     if models is not None:
         given = {**training, "decoder": decoder, "latent_dim": latent_dim, "hidden": hidden, "device": device}
-        lineup(_names("models", models, COMPARABLE), out, data, data_dir, binarize, given, num_samples, seeds, seed)
+        names = _names("models", models, COMPARABLE)
+        typed = [name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+        check_taken(names, typed)
+        lineup(names, out, data, data_dir, binarize, given, num_samples, seeds, seed)
         return
     grid = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
     source = (data, data_dir, binarize, model, decoder)

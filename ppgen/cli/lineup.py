@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def lineup(
     classifier = trained_classifier(loaded, 5, seed)
     source = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    settings = {name: {**recipe.settings, **_training(recipe, given)} for name, recipe in recipes.items()}
     pictures = {"data": visible(loaded.test[:36], Recipe("ae", event, loaded.num_levels))}
     for name, recipe in recipes.items():
         for each in range(seed, seed + num_seeds):
@@ -72,13 +74,20 @@ def lineup(
                 print(f"{name}, seed {each}: {reason(error)}", file=sys.stderr, flush=True)
                 figures = {"diverged": True} if isinstance(error, FloatingPointError) else {"refused": reason(error)}
             runs[name].append(figures)
-            rows = [{"name": n, **_summary(of_name), "runs": of_name} for n, of_name in runs.items()]
+            rows = [
+                {"name": n, **_summary(of_name), "settings": settings[n], "runs": of_name}
+                for n, of_name in runs.items()
+            ]
             if nothing := all("refused" in run for of_name in runs.values() for run in of_name):
                 continue
             # Each time, so that whatever ends a long comparison leaves what was measured.
-            write_json(out / "models.json", {**source, "settings": given, "num_seeds": num_seeds, "rows": rows})
+            write_json(
+                out / "models.json", {**source, "num_samples": num_samples, "num_seeds": num_seeds, "rows": rows}
+            )
             with (out / "models.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=[k for k in rows[0] if k != "runs"], extrasaction="ignore")
+                writer = csv.DictWriter(
+                    file, fieldnames=[k for k in rows[0] if k not in ("settings", "runs")], extrasaction="ignore"
+                )
                 writer.writeheader()
                 writer.writerows(rows)
     if nothing:
@@ -88,18 +97,40 @@ def lineup(
     print(f"Files in {out}: models.csv, models.json, models.png")
 
 
-def _trained(recipe: Recipe, loaded: datasets.Dataset, given: dict[str, Any], seed: int) -> tuple[Any, float]:
-    """A model trained with those of the settings that its training has, and the seconds that it took."""
-    model = MODELS[recipe.model]
-    known = settings_of(model.train)
+def check_taken(names: Sequence[str], typed: Sequence[str]) -> None:
+    """Refuses settings that none of the models has.
+
+    Raises:
+        ValueError: one that was typed.
+    """
+    taken = {
+        setting
+        for name in names
+        for function in (MODELS[name].build, MODELS[name].train)
+        for setting in settings_of(function)
+    }
+    for setting in typed:
+        if setting not in taken:
+            option = setting.replace("_", "-")
+            raise ValueError(f"--{option} is a setting of none of these models ({', '.join(names)}): leave it out.")
+
+
+def _training(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a model's training has."""
+    known = settings_of(MODELS[recipe.model].train)
     training = {n: given[n] for n in known if given.get(n) is not None}
     if "particles" in known and known["particles"].default != 1:
         training["warmup"] = 0.0  # an importance-weighted bound has no KL term to anneal
+    return training
+
+
+def _trained(recipe: Recipe, loaded: datasets.Dataset, given: dict[str, Any], seed: int) -> tuple[Any, float]:
+    """A model trained with those of the settings that its training has, and the seconds that it took."""
     began = time.perf_counter()
     pair = build(recipe, loaded, seed)
     batch = recipe.batch(loaded.train, loaded.train_labels)
     watched = recipe.batch(loaded.validation, loaded.validation_labels)
-    model.train(pair, batch, watched, **{**training, "seed": seed}, progress=False)
+    MODELS[recipe.model].train(pair, batch, watched, **{**_training(recipe, given), "seed": seed}, progress=False)
     return pair, time.perf_counter() - began
 
 
@@ -114,6 +145,7 @@ def _measured(
     if model.scores:
         estimate = log_likelihood(pair, *test, num_samples=num_samples, seed=seed)
         figures |= {"log_likelihood": estimate.mean, "is_lower_bound": estimate.is_lower_bound}
+        figures["given_class"] = model.labels is not None
     if model.reconstructs:
         latents = encode(pair, *(member[:1] for member in test))
         each = latents.values() if isinstance(latents, dict) else [latents]
@@ -144,7 +176,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     figures["smallest_class_share"] = min(shares) if shares else None
     bounds = [run["is_lower_bound"] for run in whole if "is_lower_bound" in run]
     figures["is_lower_bound"] = any(bounds) if bounds else None  # a mean with a bound in it is one
-    for name in ("latent", "discrete_latent"):
+    for name in ("given_class", "latent", "discrete_latent"):
         figures[name] = next((run[name] for run in whole if name in run), None)
     refused = [run["refused"] for run in runs if "refused" in run]
     figures["refused"] = NOT_YET if not runs else refused[0] if refused else None
@@ -169,7 +201,7 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         stable = f"{_shown(row['Fréchet_distance'], '.1f')}, {_shown(row['Fréchet_range'], '.1f')}"
         table.add_row(
             row["name"],
-            ("≥ " if row["is_lower_bound"] else "") + likelihood,
+            ("≥ " if row["is_lower_bound"] else "") + likelihood + (" | y" if row["given_class"] else ""),
             row["latent"] or "–",
             _shown(row["reconstruction_rmse"], ".3f"),
             ", ".join(discrete) or "–",
@@ -190,7 +222,8 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         if row["refused"]:
             print(f"Refused: {row['name']}: {row['refused']}")
     print(
-        "log p(x) in nats; –: the model has none (and one seed no range). discrete: whether it gives discrete data a "
+        "log p(x) in nats, | y: of log p(x | y), given the class, and not to be compared with the others; –: the model "
+        "has none (and one seed no range). discrete: whether it gives discrete data a "
         "probability, and whether its latent is discrete. Sharp and diverse: of samples against the test data, by the "
         "features of a classifier."
     )

@@ -187,12 +187,13 @@ def _train(
         raise
     if leads:
         save_run(out, pair, recipe, data=source, training=training, history=history)
+    scored = recipe.scored_batch(loaded.validation, loaded.validation_labels)
     seed = training["seed"]
     metrics: dict[str, Any] = {"epochs": len(history.loss), "seconds": sum(history.seconds)}
     metrics["monitors"] = {name: values[-1] for name, values in history.monitors.items()}
     said = f"{len(history.loss)} epochs in {sum(history.seconds):.0f} s"
     if MODELS[name].scores:
-        estimate = log_likelihood(pair, *validation, num_samples=100, seed=seed)
+        estimate = log_likelihood(pair, *scored, num_samples=100, seed=seed)
         metrics["validation"] = estimate.summary()
         said += f"; validation: {estimate}"
     elif history.validation:
@@ -203,7 +204,7 @@ def _train(
     for monitor, value in metrics["monitors"].items():
         print(f"{monitor}: {value:.3g}")
     if MODELS[name].reconstructs and MODELS[name].scores and name != "vqvae":
-        report = latent_report(pair, *validation, seed=seed)
+        report = latent_report(pair, *scored, seed=seed)
         metrics |= {"kl": report.kl, "active_units": report.active_units}
         units = ", ".join(
             f"{site}: KL {report.kl[site]:.2f} nats, {n} units active" for site, n in report.active_units.items()

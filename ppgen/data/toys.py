@@ -101,7 +101,7 @@ def stacked(images: Tensor, labels: Tensor, n: int, seed: int = SPLIT_SEED) -> t
     if labels.shape != images.shape[:1] or not bool(((labels >= 0) & (labels < 10)).all()):
         raise ValueError(f"labels must be a class 0, ..., 9 for each of the {len(images):,} images.")
     rows = torch.as_tensor(np.random.RandomState(seed).randint(len(images), size=(n, 3)))
-    return images[rows, 0], labels[rows] @ torch.tensor([100, 10, 1])
+    return images[rows, 0], labels[rows].long() @ torch.tensor([100, 10, 1])
 
 
 def stacked_source(digits: Source) -> Source:

@@ -105,14 +105,14 @@ class Normal(nn.Module):
             says the rank of x (a vector if it states none).
         scale: σ, in the data's units; None if the network predicts it for each number.
         learn_scale: whether σ, which then starts at ``scale``, is one learned number for all.
-        log_scale_range: where log σ is clamped to.
+        log_scale_range: where log σ is clamped to, if it is learned or predicted.
 
     Shape:
         batch: leading axes of z, event: the shape of x.
 
     Raises:
-        ValueError: a scale that is not positive and finite, a learned scale that starts nowhere, or a network with an
-            odd number of channels for a predicted scale.
+        ValueError: a scale that is not positive and finite, a learned scale that starts nowhere or outside of its
+            range, or a network with an odd number of channels for a predicted scale.
 
     Example:
         >>> import torch
@@ -139,8 +139,15 @@ class Normal(nn.Module):
             )
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive finite number or None (predicted by the network), got {scale}.")
+        low, high = log_scale_range
+        if scale is not None and learn_scale and not low <= math.log(scale) <= high:
+            raise ValueError(
+                f"A learned scale that starts at scale={scale:g} has log σ = {math.log(scale):.2f}, outside "
+                f"log_scale_range={log_scale_range}, where it would have no gradient: widen the range, or start inside."
+            )
         self.net = net
         self.log_scale_range = log_scale_range
+        self.learn_scale = learn_scale
         self.log_scale: Tensor | None
         if scale is None:
             check_channels("decoders.Normal with a predicted scale", net, 2)
@@ -158,9 +165,7 @@ class Normal(nn.Module):
     def forward(self, *context: Tensor) -> Distribution:
         output, rank = feed(self.net, *context), event_rank(self.net)
         if self.log_scale is not None:
-            scale = self.log_scale
-            if scale.requires_grad:
-                scale = scale.clamp(*self.log_scale_range)
-            return dist.Normal(output, scale.exp()).to_event(rank)
+            log_scale = self.log_scale.clamp(*self.log_scale_range) if self.learn_scale else self.log_scale
+            return dist.Normal(output, log_scale.exp()).to_event(rank)
         loc, log_scale = parameters("decoders.Normal with a predicted scale", output, 2, rank).unbind(-1 - rank)
         return dist.Normal(loc, log_scale.clamp(*self.log_scale_range).exp()).to_event(rank)

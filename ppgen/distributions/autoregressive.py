@@ -193,11 +193,12 @@ class MultiScaleImage(TorchDistribution):
         batch: that of ``small``, event: ``shape``.
 
     Example:
-        >>> def coins(*shape):
-        ...     return torch.distributions.Independent(torch.distributions.Bernoulli(torch.full(shape, 0.5)), 3)
-        >>> image = MultiScaleImage(coins(1, 2, 2), lambda small: coins(*small.shape[:-3], 1, 4, 4), (1, 4, 4))
-        >>> image.event_shape
-        torch.Size([1, 4, 4])
+        >>> from ppgen import decoders, nn
+        >>> coins = torch.distributions.Bernoulli(torch.full((1, 2, 2), 0.5))
+        >>> large = AutoregressiveImage(decoders.Bernoulli(nn.GatedPixelCNN((1, 4, 4), (1, 4, 4))))
+        >>> image = MultiScaleImage(torch.distributions.Independent(coins, 3), lambda small: large, (1, 4, 4))
+        >>> image.log_prob(image.sample((5,))).shape
+        torch.Size([5])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -238,7 +239,8 @@ class MultiScaleImage(TorchDistribution):
         return self.small.log_prob(small) + rest
 
     def sample(self, sample_shape: Sequence[int] = (), *, incremental: bool = True) -> Tensor:
-        small = self.small.sample(sample_shape, incremental=incremental)
+        own = isinstance(self.small, AutoregressiveImage | MultiScaleImage)
+        small = self.small.sample(sample_shape, **({"incremental": incremental} if own else {}))
         x = small.new_zeros(*small.shape[:-3], *self.event_shape)
         x[..., ::2, ::2] = small
         return self.large(small).draw(x, known=self.known, incremental=incremental)

@@ -63,7 +63,8 @@ class FullNormal(dist.MultivariateNormal):
         if (drawn := self._drawn.of(value)) is None:
             return super().log_prob(value)
         log_det = torch.diagonal(self._unbroadcasted_scale_tril, dim1=-2, dim2=-1).log().sum(-1)
-        return -log_det - (drawn[0].square().sum(-1) + value.shape[-1] * math.log(2 * math.pi)) / 2
+        log_prob = -log_det - (drawn[0].square().sum(-1) + value.shape[-1] * math.log(2 * math.pi)) / 2
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
 
 
 class LowRankNormal(dist.LowRankMultivariateNormal):

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 
 class CategoricalLevels(dist.Categorical):
-    r"""Categorical distribution whose categories are numbers, and so have a mean.
+    r"""Categorical distribution whose categories are numbers, and so have a mean and a variance.
 
     Args:
         logits: shape (\*, L).
@@ -32,6 +32,11 @@ class CategoricalLevels(dist.Categorical):
     def mean(self) -> Tensor:
         levels = torch.arange(self.logits.shape[-1], dtype=self.logits.dtype, device=self.logits.device)
         return self.logits.softmax(-1) @ levels
+
+    @property
+    def variance(self) -> Tensor:
+        levels = torch.arange(self.logits.shape[-1], dtype=self.logits.dtype, device=self.logits.device)
+        return (self.logits.softmax(-1) * (levels - self.mean.unsqueeze(-1)).square()).sum(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)

@@ -179,8 +179,10 @@ def _log_normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     log_norm = scale.double().log().sum(-1) + 0.5 * math.log(2 * math.pi) * value.shape[-1]
     constant = -0.5 * (m.square() * precision).sum(-1) - log_norm
     if loc.dim() == 2 and value.dim() == 2:
-        return torch.addmm(constant, powers, weights.T).to(value.dtype)
-    return (torch.einsum("s...d,...kd->s...k", powers, weights) + constant).to(value.dtype)
+        log_prob = torch.addmm(constant, powers, weights.T)
+    else:
+        log_prob = torch.einsum("s...d,...kd->s...k", powers, weights) + constant
+    return log_prob.to(torch.promote_types(value.dtype, loc.dtype))  # values may be whole numbers
 
 
 def _implicit_reparameterization(value: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

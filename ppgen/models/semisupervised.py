@@ -134,6 +134,7 @@ class SemiSupervisedVAE(nn.Module):
                     "y must hold one integer a row, the class or −1 where it is missing, got shape "
                     f"{tuple(y.shape)} of {y.dtype}. Of one-hot labels take y.argmax(-1)."
                 )
+            y = y.long()  # −1 is 255 to uint8
             valid = (y >= -1) & (y < self.num_classes)
             if tracing():
                 torch._assert_async(valid.all(), "labels out of range")

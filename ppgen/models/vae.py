@@ -72,4 +72,10 @@ class VAE(nn.Module):
         """q(z | x, y)."""
         expose_parameters(self)
         with data_plate(x, *y):
-            return sample("z", self.posterior(observed(x, mask, with_mask=self.sees_mask), *y))
+            return sample("z", self.posterior(observed(x, mask, seen_as=self._seen_as), *y))
+
+    @property
+    def _seen_as(self) -> int | None:
+        """What the mask's True is to the posterior: the highest level, where its network takes levels and rescales."""
+        levels = getattr(getattr(self.posterior, "net", None), "levels", None)
+        return (levels or 2) - 1 if self.sees_mask else None

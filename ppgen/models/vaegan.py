@@ -124,7 +124,8 @@ class VAEGAN(nn.Module):
         kl = (posterior.log_prob(z) - prior.log_prob(z)).mean()
         # The features' likelihood counts γ times for the generator, and once behind it, for the posterior.
         passed = z.view_as(z)
-        passed.register_hook(lambda gradient: gradient / self.weight)
+        if passed.requires_grad:  # which that of a frozen posterior does not
+            passed.register_hook(lambda gradient: gradient / self.weight)
         reconstruction = feed(self.generator, passed, *y)
         discriminator: Any = self.discriminator
         difference = discriminator.features(x, *y) - discriminator.features(reconstruction, *y)

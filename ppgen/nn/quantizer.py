@@ -112,9 +112,13 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
-        # |h - e|² without |h|², which all codes share; in blocks, so that memory stays bounded for large grids.
-        length = self.codebook.square().sum(-1)
-        return torch.cat([torch.addmm(length, v, self.codebook.T, alpha=-2).argmin(-1) for v in vectors.split(BLOCK)])
+        # |h - e|² without |h|², which all codes share; in blocks, so that memory stays bounded for large grids. Counted
+        # from the codes' mean, since far from zero the squares would drown the differences.
+        origin = self.codebook.mean(0)
+        codes = self.codebook - origin
+        length = codes.square().sum(-1)
+        blocks = (v - origin for v in vectors.split(BLOCK))
+        return torch.cat([torch.addmm(length, v, codes.T, alpha=-2).argmin(-1) for v in blocks])
 
     def embed(self, codes: Tensor) -> Tensor:
         r"""The vectors of codes (\*, H, W), integers of any type: a grid (\*, D, H, W)."""
@@ -156,8 +160,8 @@ class VectorQuantizer(nn.Module):
         self.counts.lerp_(used, 1 - self.decay)
         if self.ema:
             self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, vectors), 1 - self.decay)
-            known = self.counts > 0
-            self.codebook[known] = self.sums[known] / self.counts[known].unsqueeze(-1)
+            moved = used > 0  # the others' averages shrink alike, and at last below what a number can hold
+            self.codebook[moved] = self.sums[moved] / self.counts[moved].unsqueeze(-1)
         uniform = self.counts.mean()
         dead = (self.counts < self.revival * uniform) & (used == 0)
         if dead.any():

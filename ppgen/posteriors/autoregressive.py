@@ -152,6 +152,6 @@ class Spline(nn.Module):
     def forward(self, *context: Tensor) -> Distribution:
         d = self.latent_dim
         loc, log_scale, h = split("Spline", feed(self.net, *context), d, d, self.context_dim)
-        noise = diagonal_normal(torch.zeros_like(loc), torch.zeros_like(loc), self.log_scale_range)
+        noise = diagonal_normal(torch.zeros_like(loc), torch.zeros_like(loc))
         scale = log_scale.clamp(*self.log_scale_range).exp()
         return NormalizingFlow(noise, compose(self.transform(h), AffineTransform(loc, scale, event_dim=1)))

@@ -111,6 +111,8 @@ class VampPrior(nn.Module):
         if not context:
             raise ValueError("A conditional VampPrior p(z | y) was called without y: give prior(y), a batch (x, y).")
         y = concat(*context)
+        if y.requires_grad:  # of a layer below, where no two rows are alike
+            return Mixture(self.logits, self.posterior(inputs, y.unsqueeze(-2)))
         distinct, index = y.reshape(-1, y.shape[-1]).unique(dim=0, return_inverse=True)
         components = self.posterior(inputs, distinct.unsqueeze(-2))  # batch (distinct, K)
         normal = as_diagonal_normal(components)

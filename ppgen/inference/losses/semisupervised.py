@@ -94,7 +94,7 @@ def class_logits(guide: Program, batch: Sequence[Any]) -> Tensor:
     *given, y = batch
     found = _Class()
     with suppress(_Reached), found:
-        guide(*given, torch.full_like(y, -1))
+        guide(*given, torch.full_like(y, -1, dtype=torch.long))
     logits = getattr(found.distribution, "logits", None)
     if logits is None:
         raise ValueError(
