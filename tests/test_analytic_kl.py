@@ -114,3 +114,31 @@ def test_a_point_that_hands_on_a_draw_keeps_its_density(event):
         torch.manual_seed(0)
         values.append(loss(model, guide, x).item())
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", ["scale", "scale tensor", "mask"])
+def test_terms_that_are_weighed_otherwise_are_no_divergence(weight):
+    """A scale or a mask of the model's site alone: the flag changes the variance, and not what is minimised."""
+    of_model = {
+        "scale": pyro.poutine.scale(scale=0.3),
+        "scale tensor": pyro.poutine.scale(scale=torch.tensor([1.0, 0.3, 1.0])),
+        "mask": pyro.poutine.mask(mask=torch.tensor([True, False, True])),
+    }[weight]
+
+    def model(x):
+        with data_plate(x):
+            with of_model:
+                z = sample("z", dist.Normal(0.0, 1.0))
+            sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            sample("z", dist.Normal(0.4 * x, torch.tensor(0.6)))
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    torch.manual_seed(0)
+    closed, sampled = (
+        torch.stack([loss(model, guide, x) for _ in range(30)]).mean()
+        for loss in (elbo(num_particles=1000, analytic_kl=True), elbo(num_particles=1000))
+    )
+    assert closed.item() == pytest.approx(sampled.item(), abs=0.02)

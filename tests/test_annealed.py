@@ -384,3 +384,18 @@ def test_infinite_weights_are_named():
 
     with pytest.raises(ValueError, match="datum 2"):
         ais(Custom(model, of_normal), torch.tensor([0.0, 0.5, 2.0]), num_temperatures=2, num_chains=2)
+
+
+def test_data_that_a_factor_weighs_are_no_draws_of_the_posterior():
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("tilt", 3 * z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pytest.raises(ValueError, match=r"\['tilt'\] also when it is run without data .* bdmc does not"):
+        bdmc(Custom(model, guide), 20)

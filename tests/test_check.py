@@ -169,7 +169,7 @@ def test_an_estimate_that_depends_on_how_the_work_is_divided_is_noticed(bug, mon
     if bug == "slices of the first draws":
         monkeypatch.setattr(weigher.Weigher, "_slices", first_samples_again)
     else:
-        monkeypatch.setattr(likelihood, "cell_seed", noise_of_the_call(itertools.count()))
+        monkeypatch.setattr(likelihood, "derived_seed", noise_of_the_call(itertools.count()))
     assert not climb("chunking").passed
 
 

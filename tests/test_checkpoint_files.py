@@ -11,9 +11,20 @@ import sys
 import pytest
 import torch
 from parts import normalised
+from pyro.infer import Trace_ELBO
 
 from ppgen import decoders, files, models, nn, posteriors, priors
-from ppgen.inference import elbo, fit, train
+from ppgen.inference import (
+    Adversarial,
+    adversarial,
+    dreg,
+    elbo,
+    fit,
+    renyi,
+    sticking_the_landing,
+    stratified,
+    train,
+)
 from ppgen.inference.training.checkpoint import Checkpoints
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
@@ -54,6 +65,42 @@ def test_another_run_is_refused_and_left_as_it_is(changed, message, tmp_path):
         again()
     assert all(torch.equal(a, b) for a, b in zip(before, pair.state_dict().values(), strict=True))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+OBJECTIVES = {
+    "dreg": (dreg(3), dreg(50)),
+    "renyi": (renyi(0.5, 3), renyi(-3.0, 3)),
+    "renyi, particles": (renyi(0.5, 3), renyi(0.5, 7)),
+    "sticking the landing": (sticking_the_landing(1), sticking_the_landing(9)),
+    "stratified": (stratified(), stratified(importance_weighted=True)),
+    "of Pyro": (Trace_ELBO(), Trace_ELBO(num_particles=9)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_run_goes_on_with_its_own_objective_alone(name, tmp_path):
+    q = posteriors.DiagNormal(nn.MLP(16, 4))
+    if name == "stratified":
+        kind = posteriors.MixtureOfGaussians
+        q = kind(nn.MLP(16, kind.num_outputs(2)), 2)
+    pair = models.VAE(priors.StandardNormal(2), decoders.Bernoulli(nn.MLP(2, 16)), q)
+    first, other = OBJECTIVES[name]
+    small(pair=pair, epochs=1, loss=first, checkpoint=tmp_path)[1]()
+    with pytest.raises(ValueError, match=r"its loss was .*, and here it is"):
+        small(pair=pair, loss=other, checkpoint=tmp_path)[1]()
+    assert len(small(pair=pair, loss=first, checkpoint=tmp_path)[1]().loss) == 2
+
+
+@pytest.mark.parametrize("other", [{"loss": adversarial.hinge()}, {"critic_steps": 3}], ids=["loss", "turns"])
+def test_a_game_goes_on_by_its_own_rules_alone(other, tmp_path):
+    def go(epochs, **rules):
+        step = Adversarial(models.GAN(priors.StandardNormal(2), nn.MLP(2, 8, 16), nn.MLP(16, 8, 1)), **rules)
+        return train(step, X, epochs=epochs, batch_size=10, seed=0, progress=False, checkpoint=tmp_path)
+
+    go(1)
+    with pytest.raises(ValueError, match=r"its loss was .*nonsaturating.*, critic_steps=1, and here it is"):
+        go(2, **other)
+    assert len(go(2).loss) == 2
 
 
 def test_a_step_without_a_state_is_refused_before_it_begins(tmp_path):

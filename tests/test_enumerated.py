@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 
-from ppgen.inference import iwae, latent_report, log_likelihood, log_weights, repaired_log_likelihood
+from ppgen.inference import elbo, iwae, latent_report, log_likelihood, log_weights, repaired_log_likelihood
 from ppgen.models import Custom, GaussianMixture
 from ppgen.pair import data_plate
 
@@ -119,3 +119,28 @@ def test_draws_are_not_summed_as_if_they_were_all_values():
 
     with pytest.raises(ValueError, match=r"marks \['z'\] .*num_samples.* sample any other in the guide"):
         log_likelihood(Custom(model, nothing), torch.randn(4), num_samples=1)
+
+
+def test_batches_of_two_forms_have_a_structure_each():
+    """With labels the class is observed, without it is summed out: in either order, and with one loss."""
+
+    @config_enumerate
+    def model(x, y=None):
+        loc = pyro.param("loc", torch.tensor([-0.5, 0.5]))
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2), obs=y)
+            pyro.sample("x", dist.Normal(loc[c], 1.0), obs=x)
+
+    def guide(x, y=None):
+        pass
+
+    x = torch.tensor([-1.0, 0.2, 3.0])
+    y = (x > 0).long()
+    components = dist.Normal(torch.tensor([-0.5, 0.5]), 1.0).log_prob(x[:, None]) + math.log(0.5)
+    known, unknown = components.gather(1, y[:, None]).mean(), components.logsumexp(1).mean()
+    for order in ((y, None), (None, y)):
+        pair, loss = Custom(model, guide), elbo()
+        for labels in order:
+            batch = (x,) if labels is None else (x, labels)
+            expected = unknown if labels is None else known
+            assert -loss(pair.model, pair.guide, *batch).item() == pytest.approx(expected.item(), abs=1e-5)

@@ -220,3 +220,23 @@ def test_from_1_0_on_the_groups_are_one_argument_and_estimates_a_dataclass(one_c
     estimate = log_likelihood(FactorAnalysis(5, 2), x, num_samples=30)
     found = estimate.to_arviz()
     assert found.elpd == pytest.approx(6 * estimate.mean) and found.elpd_i.dims == ("data",) and not found.warning
+
+
+def test_a_discrete_latent_that_others_depend_on_is_drawn_given_them():
+    """C → z → x: the guide draws z, and c comes from its distribution given z."""
+
+    def model(x):
+        with data_plate(x):
+            c = pyro.sample("c", dist.Categorical(torch.tensor([0.7, 0.3])), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(2.0 * c, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x, 0.5))
+
+    found = to_arviz(Custom(model, guide), torch.linspace(-1.0, 3.0, 5), num_samples=2000).posterior
+    z, c = torch.as_tensor(found["z"].values[0]), torch.as_tensor(found["c"].values[0]).double()
+    odds = torch.tensor([0.7, 0.3]).log() + dist.Normal(torch.tensor([0.0, 2.0]), 1.0).log_prob(z.unsqueeze(-1))
+    exact = odds.softmax(-1)[..., 1]
+    assert torch.allclose(c.mean(0), exact.mean(0).double(), atol=0.05)

@@ -9,7 +9,7 @@ import torch
 from parts import POSTERIORS, PRIORS
 
 from ppgen import decoders, models, nn, posteriors, priors
-from ppgen.inference import energy_distance, latent_report, mutual_information
+from ppgen.inference import energy_distance, latent_report, mutual_information, sample
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -191,3 +191,39 @@ def test_too_few_data_are_refused():
         latent_report(gaussian(), data(5), num_aggregate=1)
     with pytest.raises(ValueError, match="at least two data, got 1"):
         energy_distance(gaussian(), data(1))
+
+
+def test_data_drawn_with_a_seed_are_not_measured_with_their_own_noise():
+    """The evaluation's noise of seed 0 is not that with which anybody else's seed 0 made the data."""
+
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    pair = Custom(model, guide)
+    torch.manual_seed(0)
+    for x in (torch.randn(300), sample(pair, 300, seed=0)):
+        found = torch.tensor([mutual_information(pair, x, seed=seed) for seed in range(6)])
+        assert (found[0] - found[1:].mean()).abs() < 4 * found[1:].std()
+        found = torch.tensor([energy_distance(pair, x, seed=seed)["z"] for seed in range(6)])
+        assert (found[0] - found[1:].mean()).abs() < 4 * found[1:].std()
+
+
+def test_draws_that_are_handed_on_have_no_density_under_another_datum():
+    def model(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(x / 2 + 0.8 * u, log_density=-math.log(0.8)))
+
+    with pytest.raises(ValueError, match=r"\['z'\] take their value from auxiliary ones"):
+        mutual_information(Custom(model, guide), torch.randn(20))

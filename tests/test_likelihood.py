@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ppgen.inference import log_likelihood, log_weights
-from ppgen.inference.evaluation.likelihood import CELL_SAMPLES, cell_seed
+from ppgen.inference.evaluation.likelihood import CELL_SAMPLES
 from ppgen.inference.evaluation.psis import TailAccumulator
+from ppgen.inference.programs.modes import derived_seed
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -150,7 +151,7 @@ def test_streaming_equals_the_direct_computation():
     x, pair, num_samples = torch.randn(100), Custom(model, guide(0.4, 1.0)), 600
     cells = []
     for cell, start in enumerate(range(0, num_samples, CELL_SAMPLES)):
-        torch.manual_seed(cell_seed(0, 0, cell))
+        torch.manual_seed(derived_seed(0, 0, cell))
         state = torch.get_rng_state()
         pair_weights = log_weights(pair, x, num_samples=min(CELL_SAMPLES, num_samples - start))
         torch.set_rng_state(state)

@@ -159,3 +159,39 @@ def test_draws_without_a_seed_are_others_at_each_call():
         assert torch.equal(call(), first)
         state = torch.get_rng_state()
         assert torch.equal(call(seed=3), call(seed=3)) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_reconstruction_draws_the_latent_and_the_observation_apart():
+    """Of one seed: noise in common would add up."""
+
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    drawn = reconstruct(Custom(model, guide), torch.zeros(20_000), mean=False, seed=0)
+    assert drawn.var().item() == pytest.approx(1.5, rel=0.05)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_factor_is_neither_observation_nor_latent(last):
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if not last:
+                pyro.factor("f", -0.1 * z**2)
+            pyro.sample("seen", dist.Normal(z, 1.0), obs=x)
+            if last:
+                pyro.factor("f", -0.1 * z**2)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    pair, x = Custom(model, guide), torch.tensor([1.0, 4.0])
+    assert sample(pair, 4).shape == (4,)
+    assert torch.allclose(reconstruct(pair, x), x / 2)

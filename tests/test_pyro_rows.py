@@ -246,3 +246,24 @@ def test_loops_over_axes_that_two_particles_would_fit_are_found(n, m):
     assert not measure(pair.model, pair.guide, x).vectorized
     exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(1)
     assert torch.allclose(log_weights(pair, x, num_samples=4), exact, atol=1e-4)
+
+
+def test_an_axis_that_does_not_show_at_the_start_is_found():
+    """A softmax over what would be the data's axis, behind weights that begin at zero."""
+
+    def model(x):
+        weight = pyro.param("weight", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(weight * torch.softmax(z, 1), 0.3).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
+
+    x = torch.randn(6, 3)
+    pair = Custom(model, guide)
+    pair.model(x)
+    before = pair.sites["weight"]
+    assert not measure(pair.model, pair.guide, x).vectorized
+    assert pair.sites["weight"] is before and not before.any()

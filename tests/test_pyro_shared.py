@@ -322,3 +322,31 @@ def test_an_autoguides_kl_is_that_of_its_auxiliary_draws():
     for name, kl in exact.items():
         assert report.kl[name] == pytest.approx(kl.item() / 5, abs=0.05)
     assert our_mean(pair, x) == pytest.approx(pyros_mean(pair, x, nesting=2), rel=1e-5)
+
+
+@pytest.mark.parametrize("plate", ["components", "k", "data"])
+def test_the_score_of_what_all_data_share_is_so_whatever_the_guide_calls_its_plate(plate):
+    """As many components as data: the model's plate says which of the two they are."""
+    x = torch.tensor([0.5, -1.0, 2.0])
+
+    def model(x):
+        with pyro.plate("components", 3):
+            b = pyro.sample("b", dist.Bernoulli(0.4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(b.sum(-1, keepdim=True) - 1.5 * b[..., :1], 1.0), obs=x)
+
+    logits = torch.tensor([0.3, -0.4, 0.1], requires_grad=True)
+
+    def guide(x):
+        with pyro.plate(plate, 3):
+            pyro.sample("b", dist.Bernoulli(logits=logits))
+
+    loss = elbo(num_particles=4000)
+    torch.manual_seed(0)
+    (found,) = torch.autograd.grad(loss(model, guide, x), logits)
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+    q = dist.Bernoulli(logits=logits).log_prob(every).sum(-1)
+    joint = dist.Bernoulli(torch.tensor(0.4)).log_prob(every).sum(-1)
+    joint = joint + dist.Normal(every.sum(-1, keepdim=True) - 1.5 * every[:, :1], 1.0).log_prob(x).sum(-1)
+    (exact,) = torch.autograd.grad(-(q.exp() * (joint - q)).sum() / 3, logits)
+    assert torch.allclose(found, exact, atol=0.03), (found, exact)

@@ -303,7 +303,7 @@ def _first_line(error: Exception) -> str:
 
 def _calibration(pair: Pair, context: Sequence[Tensor], seed: int) -> Calibration:
     n = min([DATA_OF_CALIBRATION, *(len(member) for member in context)])
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "calibration"):
         given = device_batch(pair, [member[:n] for member in context])
         latents, x = simulated(pair, n, given)
         truth = {name: site["value"].cpu() for name, site in latents.items()}

@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run_guide, sites
+from ppgen.inference.programs.traces import delta_of, device_batch, is_point, log_prob, per_datum, run_guide, sites
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
@@ -74,7 +74,7 @@ def mutual_information_and_kl(pair: Pair, *batch: Any, seed: int = 0) -> tuple[f
         ValueError: as :func:`mutual_information`.
     """
     information, log_q, drawn, given = _scored_by_all(pair, batch, seed)
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "log_prior"):
         log_p = _log_prior(pair, drawn, given)
         # A prior of the datum's own gives the same latents another density next to another datum.
         others = tuple(member.roll(1, 0) if isinstance(member, Tensor) and member.dim() else member for member in given)
@@ -113,11 +113,11 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
     if (n := len(rows)) < 2:
         raise ValueError(f"A distance between distributions needs at least two data, got {n}.")
     draws: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "energy_distance"):
         _checked(pair, device_batch(pair, rows(slice(0, 100))))
         for block in rows.batches(100):
             given = device_batch(pair, block)
-            found = sites(poutine.trace(pair.guide).get_trace(*given))
+            found = sites(run_guide(pair.guide, given))
             prior = sites(poutine.trace(pair.model).get_trace(*given)) if found else {}
             for name, site in found.items():
                 z = site["value"]
@@ -152,14 +152,20 @@ def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, di
     check_pair(pair)
     rows = checked_rows(batch)
     n = len(rows)
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "aggregate"):
         given = device_batch(pair, rows(slice(None)))
         structure = _checked(pair, given)
         guide = programs(pair.model, pair.guide, structure)[1]
         block = 100 if structure.vectorized else max(ROWS // n, 1)
-        drawn = {name: site["value"] for name, site in sites(poutine.trace(pair.guide).get_trace(*given)).items()}
-        if not drawn:
+        proposed = sites(run_guide(pair.guide, given))
+        if not proposed:
             raise ValueError("The guide draws no latents, so they have no information about anything.")
+        if handed_on := [n for n, site in proposed.items() if delta_of(site) is not None and not is_point(site)]:
+            raise ValueError(
+                f"The guide's sites {handed_on} take their value from auxiliary ones, so that the density of one "
+                "datum's latents under another's is not known: sample them from a distribution of their own."
+            )
+        drawn = {name: site["value"] for name, site in proposed.items()}
         own, mixed = [], []
         for start in range(0, n, block):
             chosen = {name: z[start : start + block].unsqueeze(1) for name, z in drawn.items()}

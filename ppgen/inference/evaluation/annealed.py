@@ -16,13 +16,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, cell_seed
+from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate
 from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.traces import device_batch
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
@@ -245,10 +245,10 @@ def ais(
     blocks = []
     with evaluating(pair):
         for index, block in enumerate(rows.batches(CELL_DATA)):
-            torch.manual_seed(cell_seed(seed, index, PILOT))
+            torch.manual_seed(derived_seed(seed, index, PILOT))
             path = Path(pair, device_batch(pair, block), start)
             kernel = pilot(path, betas, num_leapfrog)
-            torch.manual_seed(cell_seed(seed, index, FORWARD))
+            torch.manual_seed(derived_seed(seed, index, FORWARD))
             log_w, acceptance = forward(path, path.draw(num_chains), betas, kernel)
             blocks.append((*measured(log_w, index * CELL_DATA), acceptance.cpu()))
     values, bound, error, ess, k_hat, constant, acceptance = (torch.cat(c) for c in zip(*blocks, strict=True))

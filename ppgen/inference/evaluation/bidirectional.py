@@ -24,10 +24,10 @@ from ppgen.inference.evaluation.annealed import (
     reverse,
     temperatures,
 )
-from ppgen.inference.evaluation.likelihood import CELL_DATA, cell_seed
+from ppgen.inference.evaluation.likelihood import CELL_DATA
 from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.execution.batches import checked_rows
-from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.traces import as_data, device_batch, sites
 from ppgen.pair import Pair
@@ -98,6 +98,11 @@ def simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any
             "model(x=None, ...), with the plate sized by ppgen.pair.data_plate(x, ...)."
         ) from error
     found = sites(trace)
+    if given := [name for name, site in found.items() if site["is_observed"]]:
+        raise ValueError(
+            f"The model observes {given} also when it is run without data (a pyro.factor, a constant), so that what it "
+            "draws with its data are no draws of the posterior: log_likelihood and ais take it, bdmc does not."
+        )
     name = "x" if "x" in found else list(found)[-1]
     drawn = found.pop(name)
     x = as_data(drawn, drawn["value"])
@@ -174,14 +179,14 @@ def bdmc(
         for index, first in enumerate(range(0, n, CELL_DATA)):
             size = min(CELL_DATA, n - first)
             given = device_batch(pair, rows(slice(first, first + size))) if rows is not None else ()
-            torch.manual_seed(cell_seed(seed, index, DATA))
+            torch.manual_seed(derived_seed(seed, index, DATA))
             latents, x = simulated(pair, size, given)
-            torch.manual_seed(cell_seed(seed, index, PILOT))
+            torch.manual_seed(derived_seed(seed, index, PILOT))
             path = Path(pair, (x, *given), start)
             kernel = pilot(path, betas, num_leapfrog)
-            torch.manual_seed(cell_seed(seed, index, FORWARD))
+            torch.manual_seed(derived_seed(seed, index, FORWARD))
             lower, _, lower_error, *_ = measured(forward(path, path.draw(num_chains), betas, kernel)[0], first)
-            torch.manual_seed(cell_seed(seed, index, REVERSE))
+            torch.manual_seed(derived_seed(seed, index, REVERSE))
             exact = path.place(latents, num_chains)
             upper, _, upper_error, *_ = measured(-reverse(path, exact, betas, kernel), first)
             blocks.append((lower, -upper, lower_error, upper_error))

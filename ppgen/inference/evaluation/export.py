@@ -21,7 +21,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import Structure, measure
-from ppgen.inference.programs.traces import PARTICLES, device_batch, frame_of_data, run, run_guide, sites
+from ppgen.inference.programs.traces import PARTICLES, device_batch, frame_of_data, is_factor, run, run_guide, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -126,7 +126,7 @@ def to_arviz(pair: Pair, *batch: Any, num_samples: int = 100, seed: int = 0) -> 
     positive_integer("num_samples", num_samples)
     check_pair(pair)
     rows = checked_rows(batch)
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "to_arviz"):
         given = device_batch(pair, rows(slice(None)))
         structure = measure(pair.model, pair.guide, *given)
         observed = {n: x for n, x in sites(run(pair.model, pair.guide, given)[0]).items() if _observation(x)}
@@ -194,10 +194,12 @@ def _drawn(pair: Pair, given: Any, structure: Structure, num_samples: int | None
 
 def _with_discrete(pair: Pair, proposed: Trace, given: Any, num_samples: int | None, nesting: int) -> Trace:
     """What the guide proposed, and the model's enumerated sites from their exact distribution given that."""
+    # Not replayed: what is proposed may depend on what is summed out, whose axes a replayed site would not have.
+    given_latents = {name: site["value"] for name, site in sites(proposed).items() if not site["is_observed"]}
 
     def program(*members: Any) -> Any:
         with _particles(num_samples, nesting):
-            return poutine.replay(pair.model, trace=proposed)(*members)
+            return poutine.condition(pair.model, data=given_latents)(*members)
 
     left = {n for n, site in sites(poutine.trace(program).get_trace(*given)).items() if not site["is_observed"]}
     if not left - set(proposed.nodes):
@@ -215,7 +217,7 @@ def _particles(num_samples: int | None, nesting: int) -> AbstractContextManager[
 
 
 def _observation(site: Any) -> bool:
-    return bool(site["is_observed"]) and tuple(site["fn"].event_shape) != (0,)  # no factor
+    return bool(site["is_observed"]) and not is_factor(site)
 
 
 def _auxiliary(site: Any) -> bool:

@@ -102,7 +102,7 @@ def latent_report(
     divergence: dict[str, Tensor] = {}
     dimensions: dict[str, Tensor | None] = {}
     halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "latent_report"):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, 100))))
         nesting, both = structure.nesting, programs(pair.model, pair.guide, structure)
         settings: dict[str, Any] = {"nesting": nesting, "enumerate_model": structure.enumerated}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ppgen.inference.execution.distributed import spread
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.hygiene import warn_of_probabilities, watching_modes
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import checked_seed, device_of, evaluating, seeded
+from ppgen.inference.programs.modes import derived_seed, device_of, evaluating, seeded
 from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.supports import check_observed, observed_supports
@@ -221,21 +220,13 @@ def log_likelihood(
     return Estimate(values, bound, error, ess, k_hat, reliable, num_samples, data=fingerprint(rows))
 
 
-def cell_seed(seed: int, block: int, cell: int) -> int:
-    """The key of one cell of noise."""
-    return int(
-        np.random.SeedSequence([checked_seed(seed) % 2**63, block, cell]).generate_state(1, np.uint64)[0]
-        >> np.uint64(1)
-    )
-
-
 def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int) -> tuple[Tensor, ...]:
     tail = TailAccumulator(num_samples)
     log_weights = weigher.bind(block)
     for start in range(0, num_samples, TOGETHER):
         cells = []
         for cell in range(start, min(start + TOGETHER, num_samples), CELL_SAMPLES):
-            torch.manual_seed(cell_seed(seed, index, cell // CELL_SAMPLES))
+            torch.manual_seed(derived_seed(seed, index, cell // CELL_SAMPLES))
             cells.append(log_weights(min(CELL_SAMPLES, num_samples - cell)))
         log_w = torch.cat(cells)
         check_weights(log_w, index * CELL_DATA)
@@ -257,7 +248,7 @@ def _varied(weigher: Weigher, block: Any, index: int, num_samples: int, seed: in
     first, varied = torch.empty(0), torch.tensor(False)
     for start in range(0, num_samples, CELL_SAMPLES):
         size = min(CELL_SAMPLES, num_samples - start)
-        torch.manual_seed(cell_seed(seed, index, start // CELL_SAMPLES))
+        torch.manual_seed(derived_seed(seed, index, start // CELL_SAMPLES))
         trace = run_guide(weigher.pair.guide, block, num_particles=size, nesting=structure.nesting)
         latents = [site for site in sites(trace).values() if not site["is_observed"]]
         drawn = torch.cat([coordinates(site, structure.nesting, size, num_data) for site in latents], -1).cpu()

@@ -17,12 +17,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, cell_seed, log_likelihood
+from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, log_likelihood
 from ppgen.inference.evaluation.moves import Coordinates, Move, Repaired, moves
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import evaluating, seeded
+from ppgen.inference.programs.modes import derived_seed, evaluating, seeded
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
 from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run, run_guide, sites, support
@@ -73,7 +73,7 @@ class _Shifts(NamedTuple):
 
 
 def _refine(pair: Pair, block: Sequence[Any], structure: Structure, num_steps: int, num_particles: int) -> _Shifts:
-    found = sites(poutine.trace(pair.guide).get_trace(*block))
+    found = sites(run_guide(pair.guide, block))
     leaves: list[Tensor] = []
     axes = {}
     for name, site in found.items():
@@ -236,23 +236,23 @@ def repaired_log_likelihood(
         raise ValueError(f"scales must be positive numbers, got {tuple(scales)!r}.")
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
-    pilot_seed = cell_seed(seed, 0, 2**31)  # no key of the fresh draws
+    pilot_seed = derived_seed(seed, 0, 2**31)  # no key of the fresh draws
     shifts, chosen = [], []
     with evaluating(pair):
         first = device_batch(pair, rows(slice(0, CELL_DATA)))
         structure = measure(pair.model, pair.guide, *first)
         programs(pair.model, pair.guide, structure)  # refuses latents that all data share
-        if not any(moves(site) for site in sites(poutine.trace(pair.guide).get_trace(*first)).values()):
+        if not any(moves(site) for site in sites(run_guide(pair.guide, first)).values()):
             raise ValueError("The guide draws nothing continuous, so there is nothing to repair: use log_likelihood.")
         for index, raw in enumerate(rows.batches(CELL_DATA)):
             block = device_batch(pair, raw)
             own = _Shifts({}, [], torch.zeros(len(raw[0]), dtype=torch.bool))
             # A datum's shift or scale may go where a density is no number, which must not stop that of the others.
             with pyro.validation_enabled(False):
-                torch.manual_seed(cell_seed(pilot_seed, index, 0))
+                torch.manual_seed(derived_seed(pilot_seed, index, 0))
                 if num_steps:
                     own = _refine(pair, block, structure, num_steps, num_particles)
-                torch.manual_seed(cell_seed(pilot_seed, index, 1))
+                torch.manual_seed(derived_seed(pilot_seed, index, 1))
                 moved_block = (block[0], *own.members, *block[1:])
                 chosen.append(_choose(_refined(pair, own.axes), moved_block, structure, scales, num_pilot).cpu())
             shifts.append(own)

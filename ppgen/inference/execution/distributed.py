@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.modes import derived_seed, modules_of
 
 __all__ = ["Processes", "processes"]
 
@@ -169,9 +168,7 @@ def own_part(index: Tensor) -> Tensor:
 def own_seed(seed: int) -> int:
     """The seed of this process's noise: of the first, the seed itself."""
     rank = current().rank
-    if rank == 0:
-        return seed
-    return int(np.random.SeedSequence([seed % 2**63, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return derived_seed(seed, rank) if rank else seed
 
 
 def num_rows(batch: Sequence[Any]) -> int:

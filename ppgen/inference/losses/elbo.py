@@ -248,27 +248,27 @@ class _Data(NamedTuple):
 
     name: str
     length: int
-    others: set[str]  # plates of the model on the same axis, of what the data share: a mixture's components, say
+    plates: dict[str, str]  # of the model's sites on the axis: of some it is that of what the data share (components)
 
     @classmethod
     def of(cls, model_sites: dict[str, Any]) -> _Data:
         frames = {n: f for n, site in model_sites.items() if (f := frame_of_data(site)) is not None}
         seen = next((n for n in frames if model_sites[n]["is_observed"]), None)
         if seen is None:
-            return cls("", 1, {f.name for f in frames.values()})
+            return cls("", 1, {n: f.name for n, f in frames.items()})
         size, name = frames[seen].size, frames[seen].name
         # A plate that was given no size has that of what stands in it.
         length = size if size > 0 else (1, *model_sites[seen]["fn"].batch_shape)[-1]
-        return cls(name, length, {f.name for f in frames.values()} - {name})
+        return cls(name, length, {n: f.name for n, f in frames.items()})
 
     def holds(self, site: Any) -> bool:
         """Whether a site has a value for each datum."""
         frame = frame_of_data(site)
-        return (
-            frame is not None
-            and frame.name not in self.others
-            and (frame.name == self.name or frame.size == self.length)
-        )
+        if frame is None:
+            return False
+        if site["name"] in self.plates:  # whatever the guide calls its own
+            return self.plates[site["name"]] == self.name
+        return frame.name == self.name or (frame.size == self.length and frame.name not in self.plates.values())
 
 
 def _per_particle(value: Tensor, nesting: int, num_particles: int) -> Tensor:
@@ -282,7 +282,8 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
 
     The divergence of a site holds given what was drawn before it, so all that the model's site may depend on must
     have been drawn by the guide before its own: a guide that draws in another order gets no closed form there. Nor does
-    a point, whose sampled term is exact: Pyro's closed form leaves out the density of what it hands on.
+    a point, whose sampled term is exact: Pyro's closed form leaves out the density of what it hands on; nor a site that
+    model and guide scale or mask otherwise, whose two terms are no divergence.
     """
     found = {}
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
@@ -291,6 +292,8 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
         q, p = guide_sites[name], model_sites[name]
         if not set(latents[:i]) <= set(order[: order.index(name)]) or delta_of(q) is not None:
             continue
+        if (alike := _weighed_alike(q, p)) is False:
+            continue
         # A replayed site is not expanded over particles, and torch's divergences do not all broadcast.
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
         try:
@@ -298,7 +301,15 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
         except NotImplementedError:
             continue
         found[name] = scale_and_mask(divergence, p["scale"], p["mask"])
+        if isinstance(alike, Tensor):
+            found[name] = torch.where(alike, found[name], log_prob(q, scaled=True) - log_prob(p, scaled=True))
     return found
+
+
+def _weighed_alike(q: Any, p: Any) -> Any:
+    """Whether two sites have the same scale and mask; where these are tensors, of each element."""
+    of_q, of_p = (True if site["mask"] is None else site["mask"] for site in (q, p))
+    return (q["scale"] == p["scale"]) & (of_q == of_p)
 
 
 def _expanded(fn: Any, shape: torch.Size) -> Any:

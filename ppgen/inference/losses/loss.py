@@ -22,7 +22,7 @@ Loss = Callable[..., Tensor]
 
 
 class Measured:
-    """The structure of a pair, from one first run: a loss sees two programs, and asks once for each two."""
+    """The structure of a pair, from one first run of each form of batch: a loss sees two programs, and asks once."""
 
     def __init__(self) -> None:
         self.known: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[Any, Structure]]]
@@ -32,10 +32,12 @@ class Measured:
         # Bound methods are made anew at each access: they are known by what they belong to, and by their names.
         owner, proposer = (getattr(program, "__self__", program) for program in (model, guide))
         names = tuple(getattr(program, "__name__", None) for program in (model, guide))
+        # And by the form of the batch: without its labels, say, a site is a latent that was observed with them.
+        form = tuple(member.dim() if isinstance(member, Tensor) else type(member) for member in batch)
         known = self.known.setdefault(owner, weakref.WeakKeyDictionary()).setdefault(proposer, {})
-        if names not in known:
-            known[names] = measure(model, guide, *batch)
-        return known[names]
+        if (key := (names, form)) not in known:
+            known[key] = measure(model, guide, *batch)
+        return known[key]
 
     def __deepcopy__(self, memo: Any) -> Measured:
         return Measured()
@@ -103,4 +105,5 @@ class _PyroLoss:
         return loss if wanted else loss.detach()
 
     def __repr__(self) -> str:
-        return f"{type(self.objective).__name__}()"
+        plain = {n: v for n, v in vars(self.objective).items() if isinstance(v, bool | int | float | str)}
+        return f"{type(self.objective).__name__}({', '.join(f'{n}={v!r}' for n, v in sorted(plain.items()))})"

@@ -21,7 +21,7 @@ from ppgen.distributions import Mixture
 from ppgen.inference.losses.loss import Measured
 from ppgen.inference.programs.modes import modules_of, seeded, unmoved
 from ppgen.inference.programs.structure import Structure, check_vectorized
-from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, sites
+from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, run_guide, sites
 from ppgen.inference.programs.weights import combine, weigh
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import tracing, unadapted
@@ -108,8 +108,8 @@ class _Scored(Measured):
 
 def _check_density(guide: Program, batch: Sequence[Any]) -> None:
     with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(getattr(guide, "__self__", guide)):
-        drawn = poutine.trace(guide).get_trace(*batch)
-        runs = [sites(poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*batch)) for _ in range(2)]
+        drawn = run_guide(guide, batch)
+        runs = [sites(run_guide(poutine.replay(guide, trace=drawn), batch)) for _ in range(2)]
         for name, site in runs[0].items():
             if not torch.allclose(log_prob(site), log_prob(runs[1][name]), 1e-3, 1e-3, equal_nan=True):
                 raise ValueError(
@@ -131,7 +131,7 @@ def _held_weights(
     plate = pyro.plate(PARTICLES, num_particles, dim=-2)
     weights: list[Tensor] = []
     with plate:
-        drawn = poutine.trace(guide).get_trace(*batch)
+        drawn = run_guide(guide, batch)
     for name, site in sites(drawn).items():
         if site["is_observed"]:
             continue
@@ -144,7 +144,7 @@ def _held_weights(
     with plate:
         model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
     with _held(guide), plate:
-        guide_trace = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*batch)
+        guide_trace = run_guide(poutine.replay(guide, trace=drawn), batch)
         for site in sites(guide_trace).values():
             site["scored"] = log_prob(site)  # now, while the parameters are held
     return combine(model_trace, guide_trace, 1, num_particles, scaled=True).log_weights, weights
@@ -178,6 +178,10 @@ class StickingTheLanding(nn.Module):
         super().__init__()
         self.num_particles = positive_integer("num_particles", num_particles)
         self._measured = _Scored()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"num_particles={self.num_particles}"
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -213,6 +217,10 @@ class DReG(nn.Module):
         super().__init__()
         self.num_particles = positive_integer("num_particles", num_particles)
         self._measured = _Scored()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"num_particles={self.num_particles}"
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -256,6 +264,10 @@ class Renyi(nn.Module):
         self.alpha = alpha
         self.num_particles = positive_integer("num_particles", num_particles)
         self._measured = Measured()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"alpha={self.alpha:g}, num_particles={self.num_particles}"
 
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
@@ -322,6 +334,10 @@ class Stratified(nn.Module):
         self.importance_weighted = importance_weighted
         self._measured = Measured()
 
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"importance_weighted={self.importance_weighted}"
+
     def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         """The loss of one batch, a scalar in nats per datum."""
         structure = self._measured(model, guide, *batch)
@@ -329,7 +345,7 @@ class Stratified(nn.Module):
             raise ValueError("stratified takes pairs whose only plate is the data's and that enumerate nothing.")
         check_vectorized(structure, "stratified")
         with _Stratify() as strata:
-            drawn = poutine.trace(guide).get_trace(*batch)
+            drawn = run_guide(guide, batch)
         if strata.log_weights is None or len([s for s in sites(drawn).values() if not s["is_observed"]]) != 1:
             raise ValueError(
                 "stratified takes a guide that draws its one latent from a mixture, such as "

@@ -55,7 +55,7 @@ def classify(pair: Pair, x: Tensor, *, num_samples: int | None = None, batch_siz
     check_pair(pair)
     rows = checked_rows(x)
     found = []
-    with evaluating(pair, seed):
+    with evaluating(pair, seed, "classify"):
         for (block,) in rows.batches(positive_integer("batch_size", batch_size)):
             batch = device_batch(pair, (block, torch.zeros(len(block), dtype=torch.long)))
             found.append(class_logits(Mean()(pair.guide), batch).cpu())

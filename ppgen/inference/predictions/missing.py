@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES, cell_seed
+from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.structure import check_vectorized, measure
 from ppgen.inference.programs.traces import device_batch, innermost, log_prob, run, sites
@@ -70,7 +70,7 @@ def _average(
             log_total: Tensor = torch.full((len(block[0]),), -math.inf, device=block[0].device)
             result: Tensor | None = None
             for cell in range(0, num_samples, CELL_SAMPLES):
-                torch.manual_seed(cell_seed(seed, start // CELL_DATA, cell // CELL_SAMPLES))
+                torch.manual_seed(derived_seed(seed, start // CELL_DATA, cell // CELL_SAMPLES))
                 size = min(CELL_SAMPLES, num_samples - cell)
                 log_w, x = _draws(pair, block, size, structure.nesting, structure.enumerated)
                 completed = fill(x, block[0]).reshape(len(log_w), len(block[0]), *x.event_shape)

@@ -17,7 +17,7 @@ from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
-from ppgen.inference.programs.traces import as_data, device_batch, innermost, sites
+from ppgen.inference.programs.traces import as_data, device_batch, innermost, is_factor, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -117,7 +117,7 @@ def encode(pair: Pair, *batch: Any, mask: Any = None, mean: bool = True, seed: i
     """
     pair, batch = masked(pair, batch, mask)
     rows = checked_rows(batch)
-    with drawing(pair, seed):
+    with drawing(pair, seed, "encode"):
         given = device_batch(pair, rows(slice(None)))
         guide = Mean()(pair.guide) if mean else pair.guide
         found = sites(poutine.trace(guide).get_trace(*given))
@@ -173,7 +173,7 @@ class Mean(poutine.messenger.Messenger):
 
 
 def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None) -> Tensor:
-    with drawing(pair, seed), ExitStack() as stack:
+    with drawing(pair, seed, "observe"), ExitStack() as stack:
         context = device_batch(pair, y)
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
         if not context:
@@ -200,7 +200,7 @@ def _run(pair: Any, context: Any) -> dict[str, Any]:
             f"The model could not be run without data ({error}): write it as model(x=None, ...), with the plate sized "
             "by ppgen.pair.data_plate(x, ...), so that None draws the observation."
         ) from error
-    return sites(trace)
+    return {name: site for name, site in sites(trace).items() if not is_factor(site)}
 
 
 class _MoreRows(Exception):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import operator
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -79,6 +81,13 @@ def checked_seed(seed: Any) -> int:
     return operator.index(seed)
 
 
+def derived_seed(seed: Any, *keys: int | str) -> int:
+    """A seed of its own for each use of one: numbers that two of them shared would be the same noise in both."""
+    words = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys]
+    state = np.random.SeedSequence([checked_seed(seed) % 2**63, *words]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
 @contextmanager
 def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
     """Torch's global generators at ``seed`` (or as they are) inside, as they were outside; other threads wait."""
@@ -99,6 +108,23 @@ def unmoved(*owners: Any) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+@contextmanager
+def stirred(*owners: Any) -> Iterator[None]:
+    """Parameters that are one number all over (a last layer's zeros, a gate's) are others inside, by a little noise.
+
+    At such a start what depends on a latent may not show.
+    """
+    every = {p for owner in owners for module in modules_of(owner) for p in module.parameters()}
+    alike = [(p, p.data) for p in every if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all())]
+    try:
+        for parameter, value in alike:
+            parameter.data = value + 0.1 * torch.randn_like(value)
+        yield
+    finally:
+        for parameter, value in alike:
+            parameter.data = value
 
 
 @contextmanager
@@ -151,10 +177,10 @@ def widened(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def drawing(pair: Any, seed: int | None) -> Iterator[None]:
+def drawing(pair: Any, seed: int | None, use: str) -> Iterator[None]:
     """As :func:`evaluating`; but without a seed torch's generator goes on, so that the next draws are others."""
     if seed is not None:
-        with evaluating(pair, seed):
+        with evaluating(pair, seed, use):
             yield
     else:
         with turn, torch.no_grad(), training(pair, False):
@@ -162,7 +188,8 @@ def drawing(pair: Any, seed: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(pair: Any, seed: int | None = None) -> Iterator[None]:
-    """Eval mode, no gradients, the generators given back."""
-    with torch.no_grad(), seeded(seed, device_of(pair)), training(pair, False):
+def evaluating(pair: Any, seed: int | None = None, use: str = "") -> Iterator[None]:
+    """Eval mode, no gradients, the generators given back; of a seed the noise that belongs to one use of it."""
+    own = derived_seed(seed, use) if use and seed is not None else seed
+    with torch.no_grad(), seeded(own, device_of(pair)), training(pair, False):
         yield

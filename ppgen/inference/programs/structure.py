@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.programs.modes import seeded, training, unmoved
+from ppgen.inference.programs.modes import seeded, stirred, training, unmoved
 from ppgen.inference.programs.refusals import check_axes, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.traces import (
@@ -96,7 +96,8 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     if tracing():  # a graph holds no comparison
         return True
     # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
-    with torch.no_grad(), training(owner, False):
+    everything = (owner, getattr(guide, "__self__", guide))
+    with torch.no_grad(), training(owner, False), seeded(0, device_of_batch(batch)), stirred(*everything):
         try:
             plain, values = _scores(model, guide, batch, nesting, particles, {})
         except Exception:  # what it gives has more axes than there are plates

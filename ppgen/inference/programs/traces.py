@@ -77,6 +77,11 @@ def coordinates(site: Any, nesting: int, num_particles: int, num_data: int) -> T
     return value.expand(num_particles, num_data, *inner).reshape(num_particles, num_data, inner.numel())
 
 
+def is_factor(site: Any) -> bool:
+    """Whether a site is a ``pyro.factor``, which has a density and no value."""
+    return bool(site["is_observed"]) and tuple(site["fn"].event_shape) == (0,)
+
+
 def as_data(site: Any, value: Tensor) -> Tensor:
     """A value of a site's shape as data come, rows first: (N, *other plates, *event)."""
     batch = value.dim() - len(site["fn"].event_shape)
@@ -85,11 +90,20 @@ def as_data(site: Any, value: Tensor) -> Tensor:
 
 @in_turn
 def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
-    """A trace of the guide. Particles sit on axis −1 − nesting."""
+    """A trace of the guide. Particles sit on axis −1 − nesting.
+
+    What the guide observes is no part of what it proposes: guides that run the model (Pyro's ``GuideMessenger``) leave
+    the model's observations in their traces, whose densities would cancel the likelihood. Auxiliary sites stay.
+    """
     if num_particles is not None and hasattr(guide, "with_particles"):
-        return guide.with_particles(batch, num_particles, nesting)
-    with _particles(num_particles, nesting):
-        return poutine.trace(guide).get_trace(*batch)
+        trace = guide.with_particles(batch, num_particles, nesting)
+    else:
+        with _particles(num_particles, nesting):
+            trace = poutine.trace(guide).get_trace(*batch)
+    for name, site in sites(trace).items():
+        if site["is_observed"] and not site["infer"].get("is_auxiliary"):
+            trace.remove_node(name)
+    return trace
 
 
 @in_turn

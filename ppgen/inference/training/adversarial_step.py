@@ -141,11 +141,20 @@ class Adversarial:
         """What training has made beside the model's own state: the optimisers', the turns, the monitors."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "num_steps": self.num_steps, "monitors": self.monitors, "seen": self._seen,
+            "num_steps": self.num_steps, "monitors": self.monitors, "seen": self._seen, "objective": self._objective,
         }  # fmt: skip
+
+    @property
+    def _objective(self) -> str:
+        """The loss by the names of its functions, and how often each network has its turn."""
+        functions = (self.loss.critic, self.loss.generator, self.loss.penalty, self.loss.constrain)
+        names = [getattr(f, "__qualname__", type(f).__qualname__).partition(".")[0] for f in functions]
+        return f"{'/'.join(dict.fromkeys(names))}, critic_steps={self.critic_steps}"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
+        if state.get("objective", self._objective) != self._objective:
+            raise ValueError(f"its loss was {state['objective']}, and here it is {self._objective}")
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state["optimizers"][name])
         device = device_of(self.pair)

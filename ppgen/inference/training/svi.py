@@ -125,6 +125,10 @@ class SVI:
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
                 "by name, Custom(model, guide, net=net), if it is made of functions) or pyro.param statements."
             )
+        with torch.no_grad():
+            for parameter in parameters:
+                if 0 in parameter.stride():  # expanded, as some of Pyro's guides make theirs: no step could be written
+                    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self.parameters = parameters
         alike(self.pair, self.parameters)
         if isinstance(self._optimizer, torch.optim.Optimizer):
