@@ -344,7 +344,9 @@ def test_no_copy_is_made_that_would_run_the_same_networks(make):
 
 
 def test_a_layer_without_a_state_may_be_shared_by_a_copy():
-    copy.deepcopy(by_name(nn.Softplus()))
+    pair = by_name(nn.Softplus())
+    copied = copy.deepcopy(pair)
+    assert copied is not pair and copied._functions == pair._functions
 
 
 def test_any_object_with_model_and_guide_is_a_pair():

@@ -500,6 +500,10 @@ def test_parameters_that_are_as_many_as_rows_by_chance_are_trained():
         (Custom(mixture, AutoNormal(mixture)), x),
         (Custom(mixture, AutoDiagonalNormal(mixture)), x),
     ]
-    for pair, data in pairs:
-        fit(pair, data, epochs=1, batch_size=20, progress=False)
-    fit(Custom(local, amortised, net=net), x[:3], epochs=1, batch_size=1, progress=False)
+    pairs = [(pair, data, 20) for pair, data in pairs] + [(Custom(local, amortised, net=net), x[:3], 1)]
+    for pair, data, batch_size in pairs:
+        before = copy.deepcopy(pair.state_dict())
+        fit(pair, data, epochs=1, batch_size=batch_size, progress=False)
+        assert any(
+            not torch.equal(value, before.get(name, torch.tensor(0.0))) for name, value in pair.state_dict().items()
+        )

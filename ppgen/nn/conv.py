@@ -55,14 +55,15 @@ def _dense(gated: bool, width_in: int, width_out: int) -> nn.Module:
     return GatedLinear(width_in, width_out) if gated else nn.Sequential(nn.Linear(width_in, width_out), nn.ReLU())
 
 
-def _image(owner: str, name: str, shape: Shape) -> tuple[int, ...]:
+def image_shape(owner: str, name: str, shape: Shape) -> tuple[int, ...]:
+    """A shape (channels, height, width); a ValueError for any other."""
     shape = as_shape(shape, name)
     if len(shape) != 3:
         raise ValueError(f"{owner}: {name} must be an image (channels, height, width), got {shape}.")
     return shape
 
 
-def _halvings(size: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+def halvings(size: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     """The sizes of an image that is halved so many times, rounding up: 28, 14, 7, 4."""
     height, width = size
     sizes = [(height, width)]
@@ -70,6 +71,13 @@ def _halvings(size: tuple[int, ...], times: int) -> list[tuple[int, int]]:
         height, width = -(-height // 2), -(-width // 2)
         sizes.append((height, width))
     return sizes
+
+
+def channel_numbers(owner: str, channels: Sequence[int]) -> tuple[int, ...]:
+    """The channels of some layers, at least one; a ValueError for none."""
+    if not channels:
+        raise ValueError(f"{owner}: channels must state at least one number of channels, got none.")
+    return tuple(positive_integer("channels", c) for c in channels)
 
 
 class ConvNet(nn.Module):
@@ -113,7 +121,7 @@ class ConvNet(nn.Module):
         levels: int | None = None,
     ) -> None:
         super().__init__()
-        self.in_shape = _image("ConvNet", "in_shape", in_shape)
+        self.in_shape = image_shape("ConvNet", "in_shape", in_shape)
         self.out_shape = as_shape(out_shape, "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
         self.levels = levels
@@ -124,7 +132,7 @@ class ConvNet(nn.Module):
                 for a, b in pairwise((self.in_shape[0], *channels))
             )
         )
-        self.smallest = ((self.in_shape[0], *channels)[-1], *_halvings(self.in_shape[1:], len(channels))[-1])
+        self.smallest = ((self.in_shape[0], *channels)[-1], *halvings(self.in_shape[1:], len(channels))[-1])
         widths = (prod(self.smallest) + context_dim, *hidden)
         self.dense = nn.Sequential(*(_dense(gated, a, b) for a, b in pairwise(widths)))
         self.output = nn.Linear(widths[-1], prod(self.out_shape))
@@ -182,13 +190,11 @@ class DeconvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_shape(in_shape, "in_shape")
-        self.out_shape = _image("DeconvNet", "out_shape", out_shape)
+        self.out_shape = image_shape("DeconvNet", "out_shape", out_shape)
         self.context_dim = natural_number("context_dim", context_dim)
         padding = _padding(kernel_size)
-        channels = tuple(positive_integer("channels", c) for c in channels)
-        if not channels:
-            raise ValueError("DeconvNet: channels must state at least one number of channels, got none.")
-        sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
+        channels = channel_numbers("DeconvNet", channels)
+        sizes = halvings(self.out_shape[1:], len(channels))[::-1]
         self.smallest = (channels[0], *sizes[0])
         widths = (prod(self.in_shape) + context_dim, *hidden, prod(self.smallest))
         self.dense = nn.Sequential(*(_dense(gated, a, b) for a, b in pairwise(widths)))

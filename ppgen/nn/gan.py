@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .conv import _halvings, _image
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, positive_integer, rescale
+from .conv import channel_numbers, halvings, image_shape
+from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, rescale
 
 Norm = Callable[[int], nn.Module]
 
@@ -55,10 +55,10 @@ class DCGANGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_shape(in_shape, "in_shape")
-        self.out_shape = _image("DCGANGenerator", "out_shape", out_shape)
+        self.out_shape = image_shape("DCGANGenerator", "out_shape", out_shape)
         self.context_dim = natural_number("context_dim", context_dim)
-        channels = _channels("DCGANGenerator", channels)
-        sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
+        channels = channel_numbers("DCGANGenerator", channels)
+        sizes = halvings(self.out_shape[1:], len(channels))[::-1]
         self.smallest = (channels[0], *sizes[0])
         self.dense = nn.Linear(prod(self.in_shape) + context_dim, prod(self.smallest), bias=norm is None)
         layers: list[nn.Module] = [*_between(norm, channels[0]), nn.ReLU()]
@@ -124,11 +124,11 @@ class DCGANDiscriminator(nn.Module):
         norm: Norm | None = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        self.in_shape = _image("DCGANDiscriminator", "in_shape", in_shape)
+        self.in_shape = image_shape("DCGANDiscriminator", "in_shape", in_shape)
         self.out_shape = as_shape(out_shape, "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
-        channels = _channels("DCGANDiscriminator", channels)
-        sizes = _halvings(self.in_shape[1:], len(channels))
+        channels = channel_numbers("DCGANDiscriminator", channels)
+        sizes = halvings(self.in_shape[1:], len(channels))
         layers: list[nn.Module] = []
         for i, ((a, b), large) in enumerate(
             zip(pairwise((self.in_shape[0] + context_dim, *channels)), sizes[:-1], strict=True)
@@ -189,12 +189,6 @@ def spectrally_normalized(net: nn.Module) -> nn.Module:
     for layer in layers:
         spectral_norm(layer)
     return net
-
-
-def _channels(owner: str, channels: Sequence[int]) -> tuple[int, ...]:
-    if not channels:
-        raise ValueError(f"{owner}: channels must state at least one number of channels, got none.")
-    return tuple(positive_integer("channels", c) for c in channels)
 
 
 def _between(norm: Norm | None, channels: int) -> list[nn.Module]:

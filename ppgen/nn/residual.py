@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .conv import image_shape
 from .shapes import Shape, as_shape, batched, check_event, positive_integer, rescale
 
 
@@ -93,15 +94,11 @@ class ResidualConvNet(nn.Module):
         levels: int | None = None,
     ) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        self.in_shape = image_shape("ResidualConvNet", "in_shape", in_shape)
+        self.out_shape = image_shape("ResidualConvNet", "out_shape", out_shape)
         self.context_shapes = [as_shape(shape, "context_shapes") for shape in context_shapes]
         self.levels = levels
         positive_integer("channels", channels)
-        for name, shapes in (("in_shape", [self.in_shape]), ("out_shape", [self.out_shape])):
-            if any(len(shape) != 3 for shape in shapes):
-                raise ValueError(
-                    f"ResidualConvNet: {name} must be an image (channels, height, width), got {shapes[0]}."
-                )
         if any(len(shape) not in (1, 3) for shape in self.context_shapes):
             raise ValueError(
                 f"ResidualConvNet: context_shapes must be vectors or images (channels, height, width), got "

@@ -115,7 +115,8 @@ class Autoregressive(nn.Module):
         f_t(z)_i = a_i(z_{<i}) z_i + b_i(z_{<i})
 
     A VAE with this prior and a Gaussian posterior is one with a standard normal prior and an IAF posterior whose
-    decoder looks through the inverse. Scoring takes one pass, sampling as many as there are dimensions.
+    decoder looks through the inverse. Scoring takes one pass, sampling as many as there are dimensions. With as many
+    transforms of the same width it is the distribution of :meth:`Flow.maf`.
 
     References:
         Variational Lossy Autoencoder (Chen et al., 2017), https://arxiv.org/abs/1611.02731
