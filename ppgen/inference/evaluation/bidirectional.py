@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.refusals import check_pair
-from ppgen.inference.programs.traces import as_data, device_batch, sites
+from ppgen.inference.programs.traces import as_data, device_batch, run_without_data, sites
 from ppgen.pair import Pair
 
 __all__ = ["Bounds", "bdmc"]
@@ -86,18 +87,8 @@ class Bounds:
 
 def simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any], Tensor]:
     """Latent sites and an observation that the model draws together: the latents are exact draws of the posterior."""
-    try:
-        if context:
-            trace = poutine.trace(pair.model).get_trace(None, *context)
-        else:
-            with pyro.plate("data_drawn", n, dim=-1):
-                trace = poutine.trace(pair.model).get_trace(None)
-    except (TypeError, AttributeError) as error:
-        raise TypeError(
-            f"The model could not be run without data ({error}), and bdmc needs data that it draws itself: write it as "
-            "model(x=None, ...), with the plate sized by ppgen.pair.data_plate(x, ...)."
-        ) from error
-    found = sites(trace)
+    with nullcontext() if context else pyro.plate("data_drawn", n, dim=-1):
+        found = run_without_data(pair.model, context)
     if given := [name for name, site in found.items() if site["is_observed"]]:
         raise ValueError(
             f"The model observes {given} also when it is run without data (a pyro.factor, a constant), so that what it "

@@ -17,7 +17,7 @@ from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
-from ppgen.inference.programs.traces import as_data, device_batch, innermost, is_factor, sites
+from ppgen.inference.programs.traces import as_data, device_batch, innermost, is_factor, run_without_data, sites
 from ppgen.nn.shapes import positive_integer
 from ppgen.pair import Pair
 
@@ -193,14 +193,7 @@ def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: boo
 
 
 def _run(pair: Any, context: Any) -> dict[str, Any]:
-    try:
-        trace = poutine.trace(pair.model).get_trace(None, *context)
-    except (TypeError, AttributeError) as error:
-        raise TypeError(
-            f"The model could not be run without data ({error}): write it as model(x=None, ...), with the plate sized "
-            "by ppgen.pair.data_plate(x, ...), so that None draws the observation."
-        ) from error
-    return {name: site for name, site in sites(trace).items() if not is_factor(site)}
+    return {name: site for name, site in run_without_data(pair.model, context).items() if not is_factor(site)}
 
 
 class _MoreRows(Exception):

@@ -136,6 +136,21 @@ def run(model: Program, guide: Program, batch: Sequence[Any], **settings: Any) -
     return run_model(model, guide_trace, batch, **settings), guide_trace
 
 
+def run_without_data(model: Program, context: Sequence[Any]) -> dict[str, Any]:
+    """The sites of a model that draws its observation, in whatever plates are open around it.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    try:
+        return sites(poutine.trace(model).get_trace(None, *context))
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"The model could not be run without data ({error}): write it as model(x=None, ...), with the plate sized "
+            "by ppgen.pair.data_plate(x, ...), so that None draws the observation."
+        ) from error
+
+
 def frame_of_data(site: Any) -> Any | None:
     """The plate frame on axis −1 that a site stands in, if any."""
     return next((f for f in site["cond_indep_stack"] if f.dim == -1 and f.name != PARTICLES), None)
