@@ -15,7 +15,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from ppgen.inference.execution.members import as_member
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = [
     "DCI",

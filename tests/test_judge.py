@@ -293,9 +293,9 @@ def test_modes_refuse_what_is_no_sample():
         judge.mode_coverage(torch.tensor([[0.0, 0.0], [math.inf, 0.0]]), *data.ring_modes())
     centres, scale = data.ring_modes()
     for wrong in (-1.0, 0.0, math.nan):
-        with pytest.raises(ValueError, match=f"scale must be a positive number, got {wrong}"):
+        with pytest.raises(ValueError, match=f"scale must be a positive finite number, got {wrong}"):
             judge.mode_coverage(centres, centres, wrong)
-        with pytest.raises(ValueError, match=f"radius must be a positive number, got {wrong}"):
+        with pytest.raises(ValueError, match=f"radius must be a positive finite number, got {wrong}"):
             judge.mode_coverage(centres, centres, scale, radius=wrong)
     with pytest.raises(ValueError, match=r"got \(5, 3\)"):
         judge.stacked_coverage(torch.nn.Identity(), torch.zeros(5, 3))

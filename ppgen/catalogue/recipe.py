@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from ppgen.catalogue import models, neural, training
 from ppgen.catalogue.parts import DECODERS, Observed, lookup, shares_posterior
 from ppgen.inference.training.adversarial import AdversarialLoss, wasserstein, wasserstein_gp
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["MODELS", "Model", "Recipe", "pseudo_inputs", "settings_of"]
 

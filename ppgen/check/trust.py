@@ -14,7 +14,7 @@ from ppgen.inference import Bounds, Estimate, bdmc, encode, log_likelihood, repa
 from ppgen.inference.evaluation.bidirectional import simulated
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.traces import as_data, device_batch
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["Calibration", "Trust", "trust"]

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
 from ppgen.nn.shapes import Shape
+from ppgen.numbers import positive_number
 
 from .outputs import check_channels, event_rank, parameters, widen
 
@@ -137,8 +138,8 @@ class Normal(nn.Module):
             raise ValueError(
                 "A learned scale starts somewhere: give scale, for example Normal(net, 1.0, learn_scale=True)."
             )
-        if scale is not None and not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale must be a positive finite number or None (predicted by the network), got {scale}.")
+        if scale is not None:  # which the network predicts
+            positive_number("scale", scale)
         low, high = log_scale_range
         if scale is not None and learn_scale and not low <= math.log(scale) <= high:
             raise ValueError(

@@ -7,7 +7,8 @@ from torch.distributions import Distribution
 
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
-from ppgen.nn.shapes import Shape, positive_integer, several_levels
+from ppgen.nn.shapes import Shape
+from ppgen.numbers import positive_integer, several_levels
 
 from .outputs import check_channels, event_rank, parameters, widen
 

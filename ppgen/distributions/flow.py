@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 from ._zuko import zuko
 

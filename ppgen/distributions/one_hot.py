@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 from .univariate import RelaxedOneHot
 

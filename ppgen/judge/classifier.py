@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import seeded
 from ppgen.inference.programs.traces import device_batch
 from ppgen.judge.measures import as_rows, in_parts
 from ppgen.nn import MLP, ConvNet
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["ClassShares", "Classifier", "class_shares", "train_classifier"]
 

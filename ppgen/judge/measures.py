@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.modes import device_of, evaluating
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["Score", "density_coverage", "frechet_distance", "kernel_distance", "precision_recall"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.judge.classifier import CONFIDENT
 from ppgen.judge.measures import as_rows, in_parts
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer, positive_number
 
 __all__ = ["ModeCoverage", "mode_coverage", "stacked_coverage"]
 
@@ -92,9 +92,8 @@ def mode_coverage(
         )
     if not bool(generated.isfinite().all()):
         raise ValueError(f"samples must be finite: row {int((~generated.isfinite().all(1)).nonzero()[0])} is not.")
-    for name, number in (("scale", scale), ("radius", radius)):
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be a positive number, got {number!r}.")
+    positive_number("scale", scale)
+    positive_number("radius", radius)
     distance, nearest = torch.cdist(generated.cpu().double(), centres.cpu().double()).min(1)
     good = distance <= radius * scale
     return _coverage(nearest[good], len(centres), good, at_least)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppgen.distributions import FullNormal, LowRankNormal, marginal
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer, positive_number
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["FactorAnalysis", "ProbabilisticPCA"]
@@ -127,10 +127,8 @@ class FactorAnalysis(nn.Module):
                 f"latent_dim={latent_dim} is more than dim={dim}: so many factors cannot be told apart. "
                 f"Take at most {dim}."
             )
-        if not (math.isfinite(min_variance) and min_variance > 0):
-            raise ValueError(f"min_variance must be a positive number (a variance of the noise), got {min_variance!r}.")
         self.isotropic = isotropic
-        self.min_variance = min_variance
+        self.min_variance = positive_number("min_variance", min_variance)
         self.loadings = nn.Parameter(torch.randn(dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.zeros(1 if isotropic else dim))

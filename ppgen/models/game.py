@@ -12,7 +12,8 @@ from torch.distributions import constraints
 from ppgen.distributions import Implicit
 from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.nn import feed
-from ppgen.nn.shapes import rescale, several_levels
+from ppgen.nn.shapes import rescale
+from ppgen.numbers import several_levels
 from ppgen.pair import adapt, sample
 
 Turn = tuple[Tensor, dict[str, Tensor]]  # what a player minimises, and what there is to watch

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ppgen.models.game import Turn, check_players, contest, data_support, draw, implicit, scores, seen, verdict
 from ppgen.nn import feed
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import data_plate, sample
 
 __all__ = ["ACGAN", "GAN"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions import marginal
 from ppgen.models.components import COVARIANCES, TINY, Dense, Factorized
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer, positive_number
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
 __all__ = ["GaussianMixture"]
@@ -81,9 +81,7 @@ class GaussianMixture(nn.Module):
         self.dim = positive_integer("dim", dim)
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance must be one of {', '.join(map(repr, COVARIANCES))}, got {covariance!r}.")
-        if not (math.isfinite(reg_covar) and reg_covar > 0):
-            raise ValueError(f"reg_covar must be a positive number, which EM adds to variances, got {reg_covar!r}.")
-        self.reg_covar = reg_covar
+        self.reg_covar = positive_number("reg_covar", reg_covar)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.decoder = COVARIANCES[covariance](num_components, dim)
 

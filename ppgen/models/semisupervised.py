@@ -13,7 +13,7 @@ from ppgen.distributions import marginal
 from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.models.vae import VAE
 from ppgen.nn import feed
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import data_plate, expose_parameters, observed, sample, tracing
 
 __all__ = ["SemiSupervisedVAE", "StackedSemiSupervisedVAE"]

@@ -2,7 +2,6 @@ r"""The VAE/GAN: a variational autoencoder whose reconstructions are judged by a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ppgen.models.game import Turn, check_players, contest, data_support, draw_latent, implicit, scores, seen
 from ppgen.models.parts import CONDITIONAL, check_modules
 from ppgen.nn import feed
+from ppgen.numbers import positive_number
 from ppgen.pair import adapt, data_plate, sample
 
 __all__ = ["VAEGAN"]
@@ -88,13 +88,11 @@ class VAEGAN(nn.Module):
                 f"VAEGAN: discriminator must have a method features(x, *y), its last hidden layer, and "
                 f"{type(discriminator).__name__} has none; nn.DCGANDiscriminator has."
             )
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"weight must be a positive finite number, got {weight}.")
         self.prior = prior
         self.generator = generator
         self.posterior = posterior
         self.discriminator = discriminator
-        self.weight = weight
+        self.weight = positive_number("weight", weight)
         self.levels = levels
 
     data_support = property(data_support)

@@ -8,8 +8,10 @@ from math import prod
 
 from torch import Tensor, nn
 
+from ppgen.numbers import natural_number, positive_integer
+
 from .gated import GatedLinear
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, positive_integer, rescale
+from .shapes import Shape, as_shape, batched, check_event, flatten_event, rescale
 
 Layer = Callable[..., nn.Module]
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ppgen.numbers import natural_number
+
 from .conv import channel_numbers, halvings, image_shape
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, natural_number, rescale
+from .shapes import Shape, as_shape, batched, check_event, flatten_event, rescale
 
 Norm = Callable[[int], nn.Module]
 

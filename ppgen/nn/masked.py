@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 
 class Field(NamedTuple):

@@ -8,7 +8,9 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .shapes import Shape, as_shape, flatten_event, hidden_widths, natural_number, rescale
+from ppgen.numbers import natural_number
+
+from .shapes import Shape, as_shape, flatten_event, hidden_widths, rescale
 
 
 class MLP(nn.Module):

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.numbers import positive_integer
+
 from .masked import Cursor, MaskedConv2d, Pointwise, at, left, raster, rows_above
 from .raster import ChannelHead, Computed, ContextMap, PixelInput, image_shapes, whole
-from .shapes import Shape, positive_integer
+from .shapes import Shape
 
 
 def gate(x: Tensor) -> Tensor:

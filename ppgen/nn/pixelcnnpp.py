@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.numbers import positive_integer
+
 from .masked import Cursor, Field, MaskedConv2d, Pointwise, at, left, rows_above
 from .raster import ChannelHead, Computed, ContextMap, PixelInput, image_shapes, whole
-from .shapes import Shape, positive_integer
+from .shapes import Shape
 
 
 def concat_elu(x: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppgen.numbers import positive_integer
+
 from .masked import Cursor, MaskedConv2d, Pointwise, at, left, raster
 from .raster import ChannelHead, Computed, ContextMap, PixelInput, image_shapes, whole
-from .shapes import Shape, positive_integer
+from .shapes import Shape
 
 
 def cell(gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 BLOCK = 65_536  # vectors whose distances to all codes are in memory at once
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppgen.numbers import positive_integer
+
 from .masked import Cursor, Pointwise
 from .replay import Replay
-from .shapes import Shape, as_shape, check_event, positive_integer, rescale
+from .shapes import Shape, as_shape, check_event, rescale
 
 Result = TypeVar("Result")
 

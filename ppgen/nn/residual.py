@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppgen.numbers import positive_integer
+
 from .conv import image_shape
-from .shapes import Shape, as_shape, batched, check_event, positive_integer, rescale
+from .shapes import Shape, as_shape, batched, check_event, rescale
 
 
 class _Block(nn.Module):

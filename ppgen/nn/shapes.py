@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
+
+from ppgen.numbers import positive_integer, several_levels
 
 Shape = int | Sequence[int]
 
@@ -179,24 +179,3 @@ def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     if x.dtype != dtype:
         x = x.to(dtype)
     return x if levels is None else x * (2 / (levels - 1)) - 1
-
-
-def natural_number(name: str, value: object) -> int:
-    """The value, if it is a whole number of at least 0; otherwise a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 0:
-        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}.")
-    return operator.index(value)
-
-
-def positive_integer(name: str, value: object) -> int:
-    """The value, if it is a whole number of at least 1; otherwise a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-    return operator.index(value)
-
-
-def several_levels(name: str, value: object) -> int:
-    """The value, if it is a number of levels that can be told apart; otherwise a ValueError that names it."""
-    if (number := positive_integer(name, value)) < 2:
-        raise ValueError(f"{name} must be at least 2 (binary data), got {value!r}.")
-    return number

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppgen.inference import History, decode
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["comparison", "draw_pictures", "images", "is_picture", "losses", "manifold", "sheet"]
 

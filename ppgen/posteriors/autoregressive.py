@@ -11,7 +11,7 @@ from torch.distributions import AffineTransform, Distribution
 from ppgen.distributions import LOG_SCALE_RANGE, NormalizingFlow, compose, diagonal_normal
 from ppgen.distributions.flow import autoregressive, spline
 from ppgen.nn import feed
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 from .outputs import check_width, split
 

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from ppgen import distributions
 from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, Mixture, diagonal_normal, transforms
 from ppgen.nn import feed
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 from .outputs import check_width, split
 

@@ -12,7 +12,8 @@ from ppgen.distributions import NormalizingFlow, diagonal_normal
 from ppgen.distributions._zuko import zuko
 from ppgen.distributions.flow import autoregressive
 from ppgen.nn import concat
-from ppgen.nn.shapes import check_event, positive_integer
+from ppgen.nn.shapes import check_event
+from ppgen.numbers import positive_integer
 
 
 class Flow(nn.Module):

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from ppgen import posteriors
 from ppgen.distributions import LOG_SCALE_RANGE, Mixture, diagonal_normal
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 
 class StandardNormal(nn.Module):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.nn.shapes import Shape, as_shape, positive_integer
+from ppgen.nn.shapes import Shape, as_shape
+from ppgen.numbers import positive_integer
 
 
 class CategoricalGrid(nn.Module):

@@ -9,7 +9,8 @@ from torch.distributions import Distribution
 
 from ppgen.distributions import Mixture, as_diagonal_normal
 from ppgen.nn import as_shape, concat
-from ppgen.nn.shapes import Shape, positive_integer
+from ppgen.nn.shapes import Shape
+from ppgen.numbers import positive_integer
 
 
 class VampPrior(nn.Module):

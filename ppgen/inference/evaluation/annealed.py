@@ -24,7 +24,7 @@ from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.traces import device_batch
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["AnnealedEstimate", "ais"]

@@ -22,7 +22,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import Structure, measure
 from ppgen.inference.programs.traces import PARTICLES, device_batch, frame_of_data, is_factor, run, run_guide, sites
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 if TYPE_CHECKING:  # an Estimate exports itself through this file

@@ -19,7 +19,7 @@ from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, per_datum, run, sites
 from ppgen.inference.programs.weights import log_joint
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair, unadapted
 
 __all__ = ["LatentReport", "latent_report"]

@@ -23,7 +23,7 @@ from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.supports import check_observed, observed_supports
 from ppgen.inference.programs.traces import coordinates, device_batch, run, run_guide, sites
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["Estimate", "log_likelihood"]

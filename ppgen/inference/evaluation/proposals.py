@@ -27,7 +27,7 @@ from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
 from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run, run_guide, sites, support
 from ppgen.inference.programs.weights import combine, weigh
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["RepairedEstimate", "repaired_log_likelihood"]

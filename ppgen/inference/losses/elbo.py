@@ -28,7 +28,7 @@ from ppgen.inference.programs.traces import (
     sites,
 )
 from ppgen.inference.programs.turns import in_turn
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import unadapted
 
 __all__ = ["ELBO", "elbo"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppgen.inference.losses.loss import Measured
 from ppgen.inference.programs.traces import Program
 from ppgen.inference.programs.weights import weigh
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["IWAE", "iwae"]
 

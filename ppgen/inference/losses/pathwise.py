@@ -23,7 +23,7 @@ from ppgen.inference.programs.modes import modules_of, seeded, unmoved
 from ppgen.inference.programs.structure import Structure, check_vectorized
 from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, run_guide, sites
 from ppgen.inference.programs.weights import combine, weigh
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import tracing, unadapted
 
 __all__ = ["DReG", "Renyi", "StickingTheLanding", "Stratified", "dreg", "renyi", "sticking_the_landing", "stratified"]

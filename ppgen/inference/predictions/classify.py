@@ -12,7 +12,7 @@ from ppgen.inference.predictions.predict import Mean
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.traces import device_batch
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["classify"]

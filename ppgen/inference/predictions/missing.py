@@ -17,7 +17,7 @@ from ppgen.inference.programs.modes import derived_seed, evaluating
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.structure import check_vectorized, measure
 from ppgen.inference.programs.traces import device_batch, innermost, log_prob, run, sites
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair, unadapted
 
 __all__ = ["denoise", "impute"]

@@ -18,7 +18,7 @@ from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.traces import as_data, device_batch, innermost, is_factor, run_without_data, sites
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["decode", "encode", "reconstruct", "sample"]

@@ -22,7 +22,7 @@ from ppgen.inference.programs.hygiene import warn_of_train_mode
 from ppgen.inference.programs.refusals import check, check_pair
 from ppgen.inference.programs.structure import Structure, check_whole, measure, programs
 from ppgen.inference.programs.traces import Program, log_prob, own_scale, per_datum, run, sites
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["log_weights"]

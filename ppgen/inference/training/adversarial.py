@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppgen.inference.training.svi import OptimizerFactory
+from ppgen.numbers import positive_number
 
 __all__ = [
     "AdversarialLoss",
@@ -150,7 +151,7 @@ def wasserstein(clip: float = 0.01) -> AdversarialLoss:
     Raises:
         ValueError: a bound that is not positive.
     """
-    _positive("clip", clip)
+    positive_number("clip", clip)
 
     @torch.no_grad()
     def constrain(discriminator: nn.Module) -> None:
@@ -187,7 +188,7 @@ def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
     Raises:
         ValueError: a weight that is not positive.
     """
-    _positive("weight", weight)
+    positive_number("weight", weight)
     return AdversarialLoss(
         lambda real, fake: -_difference(real, fake),
         lambda fake: -fake.mean(),
@@ -222,8 +223,3 @@ def slopes(critic: Critic, real: Inputs, fake: Inputs) -> Tensor:
     gradients = torch.autograd.grad(critic(*between).sum(), between, create_graph=True)
     square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
     return (square + 1e-12).sqrt()  # whose own gradient is finite at 0
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")

@@ -15,7 +15,7 @@ from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
 from ppgen.inference.training.svi import OptimizerFactory
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["Adversarial"]
 

@@ -13,7 +13,7 @@ from ppgen.inference.programs.modes import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.progress import mean_loss
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["EM"]
 

@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import modules_of
 from ppgen.inference.training.progress import History
 from ppgen.inference.training.svi import SVI, OptimizerFactory
 from ppgen.inference.training.train import train
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
 __all__ = ["fit"]

@@ -26,7 +26,7 @@ from ppgen.inference.training.progress import History, Place, bar, located, loss
 from ppgen.inference.training.rowwise import check_amortised
 from ppgen.inference.training.saved import Saved
 from ppgen.inference.training.svi import SVI
-from ppgen.nn.shapes import positive_integer
+from ppgen.numbers import positive_integer
 
 __all__ = ["train"]
 

@@ -1,0 +1,41 @@
+"""Numbers that people give: the value, or an error that names it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, SupportsIndex
+
+__all__ = ["natural_number", "positive_integer", "positive_number", "several_levels"]
+
+
+def natural_number(name: str, value: object) -> int:
+    """The value, if it is a whole number of at least 0; otherwise a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 0:
+        raise ValueError(f"{name} must be a whole number that is not negative, got {value!r}.")
+    return operator.index(value)
+
+
+def positive_integer(name: str, value: object) -> int:
+    """The value, if it is a whole number of at least 1; otherwise a ValueError that names it."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+    return operator.index(value)
+
+
+def several_levels(name: str, value: object) -> int:
+    """The value, if it is a number of levels that can be told apart; otherwise a ValueError that names it."""
+    if (number := positive_integer(name, value)) < 2:
+        raise ValueError(f"{name} must be at least 2 (binary data), got {value!r}.")
+    return number
+
+
+def positive_number(name: str, value: Any) -> float:
+    """The value, if it is a finite number above 0; otherwise a ValueError that names it."""
+    try:
+        good = not isinstance(value, bool) and math.isfinite(value) and value > 0
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+    return float(value)
