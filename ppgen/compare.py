@@ -13,7 +13,7 @@ from torch import nn
 
 from ppgen.inference import Estimate, latent_report, log_likelihood
 from ppgen.inference.execution.fingerprint import check_same_data
-from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.networks import modules_of
 from ppgen.pair import Pair
 
 __all__ = ["Comparison", "Difference", "compare", "paired_difference", "rank"]

@@ -12,7 +12,7 @@ from torch import nn
 from ppgen.inference import log_likelihood, log_weights
 from ppgen.inference.evaluation.likelihood import CELL_SAMPLES
 from ppgen.inference.evaluation.psis import TailAccumulator
-from ppgen.inference.programs.modes import derived_seed
+from ppgen.inference.programs.seeds import derived_seed
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
-from ppgen.inference.programs.modes import seeded
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.training.fit import usable_device
 from ppgen.models import ExplicitDensity

@@ -23,7 +23,7 @@ from ppgen.check.exact import (
 )
 from ppgen.check.invariance import chunking, num_processes, plate_scale
 from ppgen.check.rung import Rung
-from ppgen.inference.programs.modes import seeded
+from ppgen.inference.programs.seeds import seeded
 
 __all__ = ["RUNGS", "Rung", "climb"]
 

@@ -14,7 +14,7 @@ from ppgen.catalogue import DECODERS, MODELS, Recipe, lookup, pseudo_inputs
 from ppgen.inference import classify
 from ppgen.inference.execution.batches import Rows
 from ppgen.inference.execution.fingerprint import fingerprint
-from ppgen.inference.programs.modes import seeded
+from ppgen.inference.programs.seeds import seeded
 from ppgen.runs import allow_options
 
 

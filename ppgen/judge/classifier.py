@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ppgen.inference import train
-from ppgen.inference.programs.modes import seeded
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch
 from ppgen.judge.measures import as_rows, in_parts
 from ppgen.nn import MLP, ConvNet

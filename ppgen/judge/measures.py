@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.execution.members import as_member
-from ppgen.inference.programs.modes import device_of, evaluating
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.networks import device_of
 from ppgen.numbers import positive_integer
 
 __all__ = ["Score", "density_coverage", "frechet_distance", "kernel_distance", "precision_recall"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppgen.inference import decode, encode
 from ppgen.inference.execution.batches import checked_rows
-from ppgen.inference.programs.modes import evaluating, seeded
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, log_prob, sites
 from ppgen.numbers import positive_integer
 from ppgen.plots.pictures import draw_pictures, is_picture

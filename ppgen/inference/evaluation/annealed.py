@@ -22,7 +22,8 @@ from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weigh
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import derived_seed, evaluating
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.traces import device_batch
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair

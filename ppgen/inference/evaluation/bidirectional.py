@@ -28,8 +28,9 @@ from ppgen.inference.evaluation.annealed import (
 from ppgen.inference.evaluation.likelihood import CELL_DATA
 from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.execution.batches import checked_rows
-from ppgen.inference.programs.modes import derived_seed, evaluating
+from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
+from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.traces import as_data, device_batch, run_without_data, sites
 from ppgen.pair import Pair
 

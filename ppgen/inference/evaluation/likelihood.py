@@ -18,8 +18,10 @@ from ppgen.inference.execution.distributed import spread
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.hygiene import warn_of_probabilities, watching_modes
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import derived_seed, device_of, evaluating, seeded
+from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.refusals import check_subsamples
+from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.supports import check_observed, observed_supports
 from ppgen.inference.programs.traces import coordinates, device_batch, run, run_guide, sites

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ppgen.distributions.flow import Drawn
-from ppgen.inference.programs.modes import modules_of, seeded
+from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import delta_of, support
 from ppgen.pair import Pair
 

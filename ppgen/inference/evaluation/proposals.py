@@ -22,8 +22,9 @@ from ppgen.inference.evaluation.moves import Coordinates, Move, Repaired, moves
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import derived_seed, evaluating, seeded
+from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.repeated import Given
+from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.structure import Structure, measure, programs
 from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run, run_guide, sites, support
 from ppgen.inference.programs.weights import combine, weigh

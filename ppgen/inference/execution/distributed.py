@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppgen.inference.programs.modes import derived_seed, modules_of
+from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.programs.seeds import derived_seed
 
 __all__ = ["Processes", "processes"]
 

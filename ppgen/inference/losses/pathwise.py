@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ppgen.distributions import Mixture
 from ppgen.inference.losses.loss import Measured
-from ppgen.inference.programs.modes import modules_of, seeded, unmoved
+from ppgen.inference.programs.modes import unmoved
+from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.structure import Structure, check_vectorized
 from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, run_guide, sites
 from ppgen.inference.programs.weights import combine, weigh

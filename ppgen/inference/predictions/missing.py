@@ -13,8 +13,9 @@ from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import derived_seed, evaluating
+from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check
+from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.structure import check_vectorized, measure
 from ppgen.inference.programs.traces import device_batch, innermost, log_prob, run, sites
 from ppgen.numbers import positive_integer

@@ -14,7 +14,8 @@ from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
-from ppgen.inference.programs.modes import device_of, modules_of, seeded
+from ppgen.inference.programs.networks import device_of, modules_of
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, innermost, run
 
 __all__ = ["check_last_batch", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]

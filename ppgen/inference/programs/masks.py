@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.pair import Pair
 

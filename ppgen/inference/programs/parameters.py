@@ -12,9 +12,9 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.networks import modules_of
 
-__all__ = ["Shown", "foreign", "showing", "trained"]
+__all__ = ["Shown", "foreign", "showing", "trained_parameters"]
 
 
 class Shown(Messenger):
@@ -54,7 +54,7 @@ def showing() -> Iterator[Shown]:
         handle.remove()
 
 
-def trained(pair: Any, shown: Shown) -> list[nn.Parameter]:
+def trained_parameters(pair: Any, shown: Shown) -> list[nn.Parameter]:
     """The parameters of a pair that are trained, once a run has shown which it uses.
 
     They are those of all its networks and ``param`` sites, but for what the program only uses where it hides such sites

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.programs.modes import seeded, stirred, training, unmoved
+from ppgen.inference.programs.modes import stirred, training, unmoved
 from ppgen.inference.programs.refusals import check_axes, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import (
     Program,
     device_of_batch,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution, constraints
 from torch.nn.utils.rnn import PackedSequence
 
-from ppgen.inference.programs.modes import device_of, dtype_of, first_tensor
+from ppgen.inference.programs.networks import device_of, dtype_of, first_tensor
 from ppgen.inference.programs.turns import in_turn
 from ppgen.pair import unadapted
 

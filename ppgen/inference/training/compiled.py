@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
 from ppgen.inference.losses.schedules import Schedule
-from ppgen.inference.programs.modes import modules_of, unmoved, widened
+from ppgen.inference.programs.modes import unmoved
+from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.training.precision import widened
 
 __all__ = ["Compiled", "Gradients", "gradients"]
 

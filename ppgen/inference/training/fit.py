@@ -10,7 +10,7 @@ import torch
 from ppgen.inference.execution.batches import is_loader
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.modes import modules_of
+from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.training.progress import History
 from ppgen.inference.training.svi import SVI, OptimizerFactory
 from ppgen.inference.training.train import train

@@ -12,9 +12,11 @@ import torch
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from ppgen.inference.programs.modes import device_of, modules_of, seeded, training, unmoved
-from ppgen.inference.programs.parameters import showing, trained
+from ppgen.inference.programs.modes import training, unmoved
+from ppgen.inference.programs.networks import device_of, modules_of
+from ppgen.inference.programs.parameters import showing, trained_parameters
 from ppgen.inference.programs.repeated import Given
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import frame_of_data, log_prob, run, sites
 
 __all__ = ["check_amortised"]
@@ -43,7 +45,9 @@ def check_amortised(pair: Any, batch: Sequence[Any]) -> None:
             values = {site["name"]: site["value"] for site in drawn if not site["is_observed"]}
             frames = [frame_of_data(site) for site in (*drawn, *found.values())]
             lengths = {len(batch[0]), *(frame.full_size for frame in frames if frame is not None)}
-            long = [p for p in trained(pair, shown) if not lengths.isdisjoint(p.shape)]  # of most pairs there is none
+            long = [
+                p for p in trained_parameters(pair, shown) if not lengths.isdisjoint(p.shape)
+            ]  # of most pairs there is none
             rows = _Rows(pair, values, shared, batch)
             with suppress(Exception):  # a program that takes no other rows or parameters shows nothing
                 bound = [repr(names.get(id(p), "")) for p in long if rows.own(p)]

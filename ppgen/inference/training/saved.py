@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,33 @@ from torch import Tensor
 from ppgen.inference.execution.batches import Loaded, Shuffled
 from ppgen.inference.execution.distributed import current, gathered
 from ppgen.inference.execution.fingerprint import fingerprint
-from ppgen.inference.programs.modes import checked_seed, device_of, modules_of, seeded, set_trained, trained
+from ppgen.inference.programs.networks import device_of, modules_of
+from ppgen.inference.programs.seeds import checked_seed, seeded
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.training.checkpoint import Checkpoints
 from ppgen.inference.training.progress import Place
 
-__all__ = ["Saved"]
+__all__ = ["Saved", "set_trained_state", "trained_state"]
 
 log = logging.getLogger(__name__)
+
+
+def trained_state(step: Any) -> list[dict[str, Tensor]]:
+    """A copy of what a step trains: the states of its pair's networks, and the parameters that no network holds."""
+    states = [module.state_dict() for module in modules_of(getattr(step, "pair", step))]
+    sites = {str(i): p.detach() for i, p in enumerate(getattr(step, "sites", []))}
+    return copy.deepcopy([*states, sites] if sites else states)
+
+
+def set_trained_state(step: Any, states: Sequence[dict[str, Tensor]]) -> None:
+    """Sets what :func:`trained_state` copied."""
+    modules = modules_of(getattr(step, "pair", step))
+    for module, values in zip(modules, states, strict=False):
+        module.load_state_dict(values)
+    with torch.no_grad():
+        for sites in states[len(modules) :]:
+            for parameter, value in zip(step.sites, sites.values(), strict=True):
+                parameter.copy_(value)
 
 
 class Saved:
@@ -86,7 +105,7 @@ class Saved:
             first = device_batch(pair, next(iter(self.batches)))
             self.step.prepare(*first)
             self.step.rehearse(*first)
-        before = copy.deepcopy(self.step.state_dict()), trained(self.step)
+        before = copy.deepcopy(self.step.state_dict()), trained_state(self.step)
         with _refused(self.files.newest):
             place.check(len(self.batches), self.watched is not None)
             _check_fits(before[1][: len(modules_of(pair))], self._state["pair"])
@@ -96,14 +115,14 @@ class Saved:
                 self._load(self._state, place)
             except Exception:
                 self.step.load_state_dict(before[0])
-                set_trained(self.step, before[1])
+                set_trained_state(self.step, before[1])
                 raise
         log.info("Goes on from %s: epoch %d, batch %d.", self.files.newest, place.epoch + 1, place.batch + 1)
         return place
 
     def _load(self, state: dict[str, Any], place: Place) -> None:
         self.step.load_state_dict(state["step"])
-        set_trained(self.step, state["pair"])
+        set_trained_state(self.step, state["pair"])
         self.batches.load_state(state["loader"])
         if isinstance(self.watched, Loaded) and state.get("watched") is not None:
             self.watched.load_generators(state["watched"])

@@ -17,13 +17,16 @@ from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.losses.schedules import schedules, unannealed
-from ppgen.inference.programs.modes import evaluating, modules_of, precision, seeded, unmoved
-from ppgen.inference.programs.parameters import foreign, showing, trained
+from ppgen.inference.programs.modes import evaluating, unmoved
+from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.programs.parameters import foreign, showing, trained_parameters
 from ppgen.inference.programs.refusals import check_pair
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
 from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
+from ppgen.inference.training.precision import precision
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]
@@ -118,7 +121,7 @@ class SVI:
         with torch.no_grad(), seeded(None, device), unmoved(self.pair), showing() as shown:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
-        parameters = trained(self.pair, shown)
+        parameters = trained_parameters(self.pair, shown)
         self._check_foreign(foreign(shown, parameters), batch)
         if not parameters:
             raise ValueError(

@@ -17,14 +17,16 @@ import torch
 from ppgen.inference.execution.batches import Loaded, Shuffled, check_rows, in_batches
 from ppgen.inference.execution.distributed import current, gathered, num_rows, own_seed, spread
 from ppgen.inference.programs.hygiene import check_last_batch, warn_of_probabilities
-from ppgen.inference.programs.modes import checked_seed, device_of, seeded, set_trained, trained, training
+from ppgen.inference.programs.modes import training
+from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.refusals import check_axes
+from ppgen.inference.programs.seeds import checked_seed, seeded
 from ppgen.inference.programs.supports import Support, check_support, observed_supports
 from ppgen.inference.programs.traces import device_batch, run, sites
 from ppgen.inference.programs.turns import give_way, in_turn
 from ppgen.inference.training.progress import History, Place, bar, located, losses, mean_loss
 from ppgen.inference.training.rowwise import check_amortised
-from ppgen.inference.training.saved import Saved
+from ppgen.inference.training.saved import Saved, set_trained_state, trained_state
 from ppgen.inference.training.svi import SVI
 from ppgen.numbers import positive_integer
 
@@ -160,7 +162,7 @@ def train(
             if patience is not None and all(s.done for s in annealed):
                 if history.validation[-1] < place.best:
                     place.best, place.waited, history.best_epoch = history.validation[-1], 0, place.epoch
-                    place.best_state = trained(step)
+                    place.best_state = trained_state(step)
                 else:
                     place.waited += 1
             place.ended = (patience is not None and place.waited >= patience) or bool(getattr(step, "converged", False))
@@ -169,7 +171,7 @@ def train(
                 saved.after_epoch(place, last=place.ended or place.epoch == epochs)
     history.stopped_early = place.ended and place.epoch < epochs
     if place.best_state is not None:
-        set_trained(step, place.best_state)
+        set_trained_state(step, place.best_state)
     return history
 
 
