@@ -21,18 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = [
-    "Pair",
-    "adapt",
-    "collects_parameters",
-    "data_plate",
-    "explain_axes",
-    "expose_parameters",
-    "observed",
-    "sample",
-    "tracing",
-    "unadapted",
-]
+__all__ = ["Pair", "adapt", "data_plate", "expose_parameters", "observed", "sample", "tracing"]
 
 
 @runtime_checkable
