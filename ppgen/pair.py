@@ -175,7 +175,8 @@ def observed(x: Tensor, mask: Tensor | None, *, seen_as: int | None = None) -> T
     seen = x if mask is None else torch.where(mask, x, torch.zeros_like(x))
     if seen_as is None:
         return seen
-    return torch.cat([seen, seen_as * (torch.ones_like(x) if mask is None else mask.to(x.dtype))], 1)
+    wide = torch.promote_types(x.dtype, torch.int32)  # a level of 299 would be 43 to uint8
+    return torch.cat([seen, seen_as * (torch.ones_like(x, dtype=wide) if mask is None else mask.to(wide))], 1)
 
 
 def collects_parameters() -> bool:

@@ -334,7 +334,7 @@ def test_bad_masks_are_refused_before_anything_changes():
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
 
 
-@pytest.mark.parametrize("levels", [None, 256])
+@pytest.mark.parametrize("levels", [None, 256, 300])
 def test_a_mask_is_plainly_seen_beside_levels(levels):
     """A network that rescales levels rescales the channels of the mask with them."""
     net = nn.MLP(12, 16, 4, levels=levels)

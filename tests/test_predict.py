@@ -173,8 +173,12 @@ def test_a_reconstruction_draws_the_latent_and_the_observation_apart():
         with data_plate(x):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
-    drawn = reconstruct(Custom(model, guide), torch.zeros(20_000), mean=False, seed=0)
+    pair = Custom(model, guide)
+    drawn = reconstruct(pair, torch.zeros(20_000), mean=False, seed=0)
     assert drawn.var().item() == pytest.approx(1.5, rel=0.05)
+    x = sample(pair, 20_000, seed=0)
+    error = reconstruct(pair, x, mean=False, seed=0) - x / 2
+    assert torch.corrcoef(torch.stack([error, x]))[0, 1].abs() < 0.05
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -1,15 +1,18 @@
 """Guides that run the model (Pyro's messengers): what they observe on their way is no part of the proposal."""
 
+import functools
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormalMessenger
 from pyro.poutine.guide import GuideMessenger
 
 from ppgen.inference import ais, elbo, fit, iwae, latent_report, log_likelihood, repaired_log_likelihood
+from ppgen.inference.losses.loss import as_loss
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -69,3 +72,50 @@ def test_parameters_that_pyro_expands_can_be_trained():
     fit(pair, x, epochs=200, optimizer=lambda p: torch.optim.Adam(p, lr=0.05), seed=0, progress=False)
     found = log_likelihood(pair, x, num_samples=500).values
     assert found.mean().item() == pytest.approx(-0.25 - 0.5 * math.log(4 * math.pi), abs=0.05)
+
+
+def tilted(x=None):
+    with data_plate(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("tilt", -0.5 * z**2)
+        return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class ExactOfTilted(GuideMessenger):
+    def get_posterior(self, name, prior):
+        return dist.Normal(self.args_kwargs[0][0] / 3, 3**-0.5)
+
+
+def test_nor_does_a_factor_of_the_model():
+    """∫ N(z; 0, 1) exp(−z²/2) N(x; z, 1) dz, the same for every draw of the exact posterior."""
+    exact = dist.Normal(0.0, 1.5**0.5).log_prob(X) - 0.5 * math.log(2)
+    pair = Custom(tilted, ExactOfTilted(tilted))
+    assert torch.allclose(log_likelihood(pair, X, num_samples=30).values.float(), exact, atol=1e-5)
+    for loss in (elbo(), iwae(5)):
+        assert loss(pair.model, pair.guide, X).item() == pytest.approx(-exact.mean().item(), abs=1e-4)
+    assert list(latent_report(pair, X).kl) == ["z"]
+
+
+@config_enumerate
+def mixture(x):
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Categorical(torch.tensor([0.4, 0.6])))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + c, 1.0), obs=x)
+
+
+def of_latent(x, observes=False):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x / 2, pyro.param("scale", torch.tensor(0.7))))
+        if observes:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(("program", "loss"), [(mixture, elbo()), (model, Trace_ELBO())], ids=["enumerated", "Pyro's"])
+def test_objectives_of_pyro_see_no_observation_of_the_guide(program, loss):
+    values = []
+    for observes in (False, True):
+        torch.manual_seed(0)
+        pair = Custom(program, functools.partial(of_latent, observes=observes))
+        values.append(as_loss(loss)(pair.model, pair.guide, X).item())
+    assert values[0] == pytest.approx(values[1], abs=1e-5)

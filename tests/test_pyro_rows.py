@@ -267,3 +267,42 @@ def test_an_axis_that_does_not_show_at_the_start_is_found():
     before = pair.sites["weight"]
     assert not measure(pair.model, pair.guide, x).vectorized
     assert pair.sites["weight"] is before and not before.any()
+
+
+@pytest.mark.parametrize("start", [torch.zeros(3), 1e-4 * torch.ones(3), torch.tensor([0.0, 1e-5, 0.0])])
+def test_weights_of_nobody_that_begin_small_hide_no_axis(start, global_param_store):
+    """In Pyro's global store, of two plain functions."""
+
+    def model(x):
+        weight = pyro.param("weight", start)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(weight * torch.softmax(z, 1), 0.3).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
+
+    assert not measure(model, guide, torch.randn(6, 3)).vectorized
+    assert torch.equal(global_param_store["weight"], start)
+
+
+def test_positive_numbers_stay_positive_while_axes_are_looked_for():
+    class Positive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sigma = nn.Parameter(torch.tensor(0.01))  # used as it is
+            self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+            self.norms = nn.ModuleList(nn.LayerNorm(3) for _ in range(3))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.weight * torch.softmax(z, 1), self.sigma).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
+
+    pairs = [Positive() for _ in range(8)]
+    assert not any(measure(pair.model, pair.guide, torch.randn(6, 3)).vectorized for pair in pairs)

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from parts import small_vae
+from pyro import poutine
 from torch.utils.data import DataLoader
 
 from ppgen import decoders
@@ -73,3 +74,48 @@ def test_no_datum_is_scored_where_its_density_is_none(validation):
     pair = small_vae()
     with pyro.validation_enabled(validation), pytest.raises(ValueError, match=r"datum 250 lies outside .* Bernoulli"):
         log_likelihood(pair, x, num_samples=10)
+
+
+def test_bounds_that_differ_by_coordinate_are_those_of_every_row():
+    high = torch.tensor([1.0, 2.0, 3.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(0 * z.unsqueeze(-1), high).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).expand((len(x),)))
+
+    pair, x = Custom(model, guide), torch.rand(200, 3) * high
+    fit(pair, x, epochs=1, batch_size=50, seed=0, progress=False)
+    x[150, 1] = 2.5
+    for use in (lambda: fit(pair, x, epochs=1, batch_size=50), lambda: log_likelihood(pair, x, num_samples=30)):
+        with pytest.raises(ValueError, match="datum 150 lies outside"):
+            use()
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_of_masked_sites_what_counts_lies_in_the_support(counts):
+    """Padding does not; grey values do."""
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=torch.tensor([True, counts])):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).expand((len(x),)))
+
+    pair, x = Custom(model, guide), torch.tensor([1.0, 0.5])
+    for use in (lambda: fit(pair, x, epochs=1, progress=False), lambda: log_likelihood(pair, x, num_samples=30)):
+        with pyro.validation_enabled(False):
+            if counts:
+                with pytest.raises(ValueError, match="a value lies outside the support of the observed site 'x'"):
+                    use()
+            else:
+                use()

@@ -14,7 +14,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import delta_of, device_batch, is_point, log_prob, per_datum, run_guide, sites
+from ppgen.inference.programs.traces import delta_of, device_batch, is_point, log_prob, per_datum, run, run_guide, sites
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
@@ -157,7 +157,7 @@ def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, di
         structure = _checked(pair, given)
         guide = programs(pair.model, pair.guide, structure)[1]
         block = 100 if structure.vectorized else max(ROWS // n, 1)
-        proposed = sites(run_guide(pair.guide, given))
+        proposed = sites(run(pair.model, pair.guide, given)[1])
         if not proposed:
             raise ValueError("The guide draws no latents, so they have no information about anything.")
         if handed_on := [n for n, site in proposed.items() if delta_of(site) is not None and not is_point(site)]:
@@ -173,7 +173,7 @@ def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, di
             values = {name: z.expand(size, n, *z.shape[2:]) for name, z in chosen.items()}
             with Given(values, guide, size, n, structure.nesting):
                 found = sites(run_guide(guide, given, num_particles=size, nesting=structure.nesting))
-            log_q = torch.stack([per_datum(log_prob(site), 1, size, n) for site in found.values()]).sum(0).double()
+            log_q = torch.stack([per_datum(log_prob(found[name]), 1, size, n) for name in proposed]).sum(0).double()
             own.append(log_q[torch.arange(size), torch.arange(start, start + size)].cpu())
             mixed.append((log_q.logsumexp(1) - math.log(n)).cpu())
     log_q = torch.cat(mixed)

@@ -26,7 +26,15 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import device_batch, log_prob, per_datum, run, run_guide, sites, support
+from ppgen.inference.programs.traces import (
+    device_batch,
+    log_prob,
+    per_datum,
+    run,
+    run_guide,
+    sites,
+    support,
+)
 from ppgen.inference.programs.weights import combine, weigh
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
@@ -159,7 +167,9 @@ def _choose(pair: Pair, block: Sequence[Any], structure: Structure, scales: Sequ
     log_q = []
     for _, guide in widened:
         with Given(values, guide, k * num_pilot, len(block[0]), nesting):
-            guide_trace = run_guide(guide, block, num_particles=k * num_pilot, nesting=nesting)
+            guide_trace = run_guide(
+                guide, block, num_particles=k * num_pilot, nesting=nesting, observed=structure.observed
+            )
         log_q.append(_log_q(guide_trace, nesting, log_joint.shape))
     mixture = torch.stack(log_q).logsumexp(0) - math.log(k)
     second = torch.stack([(2 * log_joint - each - mixture).nan_to_num(math.inf).logsumexp(0) for each in log_q])

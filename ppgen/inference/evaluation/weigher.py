@@ -170,7 +170,9 @@ class Weigher:
     def _draw(self, size: int, block: Sequence[Any], given: Sequence[Tensor]) -> list[Tensor]:
         """Log q(z | x), (size, N), and the latents, as the guide draws them for a cell."""
         nesting = self.structure.nesting
-        guide_trace = run_guide(self.pair.guide, block, num_particles=size, nesting=nesting)
+        guide_trace = run_guide(
+            self.pair.guide, block, num_particles=size, nesting=nesting, observed=self.structure.observed
+        )
         drawn = {
             name: site  # what is observed, or said to be deterministic, is nothing to replay
             for name, site in guide_trace.nodes.items()

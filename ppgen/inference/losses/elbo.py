@@ -24,12 +24,13 @@ from ppgen.inference.programs.traces import (
     frame_of_data,
     log_prob,
     per_datum,
+    proposing,
     run,
     sites,
 )
 from ppgen.inference.programs.turns import in_turn
 from ppgen.numbers import positive_integer
-from ppgen.pair import unadapted
+from ppgen.pair import tracing, unadapted
 
 __all__ = ["ELBO", "elbo"]
 
@@ -213,6 +214,7 @@ class ELBO(nn.Module):
 
     @in_turn
     def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
+        guide = proposing(guide, structure.observed)
         if self._weighted:
             model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
         elbo = TraceEnum_ELBO(
@@ -309,7 +311,10 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
 def _weighed_alike(q: Any, p: Any) -> Any:
     """Whether two sites have the same scale and mask; where these are tensors, of each element."""
     of_q, of_p = (True if site["mask"] is None else site["mask"] for site in (q, p))
-    return (q["scale"] == p["scale"]) & (of_q == of_p)
+    alike = (q["scale"] is p["scale"] or q["scale"] == p["scale"]) & (of_q is of_p or of_q == of_p)
+    if isinstance(alike, Tensor) and not (tracing() or alike.is_cuda):  # mostly all are or none is, which is less to do
+        return True if alike.all() else alike if alike.any() else False
+    return alike
 
 
 def _expanded(fn: Any, shape: torch.Size) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.inference.losses.schedules import check_schedules
 from ppgen.inference.programs.structure import Structure, measure
-from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch
+from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch, proposing
 from ppgen.inference.programs.turns import in_turn
 
 __all__ = ["DataSize", "Loss", "Measured", "as_loss"]
@@ -97,7 +97,8 @@ class _PyroLoss:
 
     @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
-        self._measured(model, guide, *batch)  # once, for what it refuses
+        structure = self._measured(model, guide, *batch)  # also for what it refuses
+        guide = proposing(guide, structure.observed)
         wanted = torch.is_grad_enabled()
         with torch.enable_grad(), DataSize(batch) as data:  # TraceEnum_ELBO refuses to work without, in validation, too
             total = self.objective.differentiable_loss(model, guide, *batch)
@@ -105,5 +106,7 @@ class _PyroLoss:
         return loss if wanted else loss.detach()
 
     def __repr__(self) -> str:
-        plain = {n: v for n, v in vars(self.objective).items() if isinstance(v, bool | int | float | str)}
+        own = ("max_plate_nesting", "max_iarange_nesting")  # which runs set
+        settings = {n: v for n, v in vars(self.objective).items() if n not in own}
+        plain = {n: v for n, v in settings.items() if isinstance(v, bool | int | float | str)}
         return f"{type(self.objective).__name__}({', '.join(f'{n}={v!r}' for n, v in sorted(plain.items()))})"

@@ -23,7 +23,14 @@ from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.structure import Structure, check_vectorized
-from ppgen.inference.programs.traces import PARTICLES, Program, device_of_batch, log_prob, run_guide, sites
+from ppgen.inference.programs.traces import (
+    PARTICLES,
+    Program,
+    device_of_batch,
+    log_prob,
+    run_guide,
+    sites,
+)
 from ppgen.inference.programs.weights import combine, weigh
 from ppgen.numbers import positive_integer
 from ppgen.pair import tracing, unadapted
@@ -133,7 +140,7 @@ def _held_weights(
     plate = pyro.plate(PARTICLES, num_particles, dim=-2)
     weights: list[Tensor] = []
     with plate:
-        drawn = run_guide(guide, batch)
+        drawn = run_guide(guide, batch, observed=structure.observed)
     for name, site in sites(drawn).items():
         if site["is_observed"]:
             continue
@@ -146,7 +153,7 @@ def _held_weights(
     with plate:
         model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
     with _held(guide), plate:
-        guide_trace = run_guide(poutine.replay(guide, trace=drawn), batch)
+        guide_trace = run_guide(poutine.replay(guide, trace=drawn), batch, observed=structure.observed)
         for site in sites(guide_trace).values():
             site["scored"] = log_prob(site)  # now, while the parameters are held
     return combine(model_trace, guide_trace, 1, num_particles, scaled=True).log_weights, weights
@@ -347,7 +354,7 @@ class Stratified(nn.Module):
             raise ValueError("stratified takes pairs whose only plate is the data's and that enumerate nothing.")
         check_vectorized(structure, "stratified")
         with _Stratify() as strata:
-            drawn = run_guide(guide, batch)
+            drawn = run_guide(guide, batch, observed=structure.observed)
         if strata.log_weights is None or len([s for s in sites(drawn).values() if not s["is_observed"]]) != 1:
             raise ValueError(
                 "stratified takes a guide that draws its one latent from a mixture, such as "

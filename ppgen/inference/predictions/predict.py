@@ -60,7 +60,7 @@ def sample(pair: Any, n: int, *y: Any, mean: bool = False, seed: int | None = No
                 f"y[{i}] has {len(member)} rows, and n={n} samples were asked for: give n rows, or one for all."
             )
         context.append(member.expand(n, *member.shape[1:]))
-    return _observe(pair, {}, n, context, mean=mean, seed=seed)
+    return _observe(pair, {}, n, context, mean=mean, seed=seed, use="sample")
 
 
 def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Any, mean: bool = True, seed: int | None = None) -> Tensor:
@@ -87,7 +87,7 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Any, mean: bool = True,
     n = 1
     while True:
         try:
-            return _observe(pair, latents, n, context, mean=mean, seed=seed)
+            return _observe(pair, latents, n, context, mean=mean, seed=seed, use="decode")
         except _MoreRows as found:
             n = found.n
         except (RuntimeError, IndexError) as error:
@@ -172,8 +172,10 @@ class Mean(poutine.messenger.Messenger):
             msg["value"], msg["done"] = mean.expand(msg["fn"].shape()), True
 
 
-def _observe(pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None) -> Tensor:
-    with drawing(pair, seed, "observe"), ExitStack() as stack:
+def _observe(
+    pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None, use: str
+) -> Tensor:
+    with drawing(pair, seed, use), ExitStack() as stack:
         context = device_batch(pair, y)
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
         if not context:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.turns import turn
 
-__all__ = ["drawing", "evaluating", "stirred", "training", "unmoved"]
+__all__ = ["drawing", "evaluating", "small_parameters", "stirred", "training", "unmoved"]
+
+SMALL = 0.02
 
 
 @contextmanager
@@ -28,21 +31,23 @@ def unmoved(*owners: Any) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-@contextmanager
-def stirred(*owners: Any) -> Iterator[None]:
-    """Parameters that are one number all over (a last layer's zeros, a gate's) are others inside, by a little noise.
+def small_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Those of which nothing is far from zero: a last layer's, say, behind which what depends on a latent hides."""
+    return [p for p in parameters if p.is_floating_point() and p.numel() and bool(p.abs().max() < SMALL)]
 
-    At such a start what depends on a latent may not show.
-    """
-    every = {p for owner in owners for module in modules_of(owner) for p in module.parameters()}
-    alike = [(p, p.data) for p in every if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all())]
+
+@contextmanager
+def stirred(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters farther from zero inside, by noise from torch's generator that leaves signs as they are."""
+    before = [p.data for p in parameters]
     try:
-        for parameter, value in alike:
-            parameter.data = value + 0.1 * torch.randn_like(value)
+        for p in parameters:
+            noise = torch.rand_like(p.data) * p.sign() + torch.randn_like(p.data) * (p == 0)
+            p.data = p.data + 0.1 * noise
         yield
     finally:
-        for parameter, value in alike:
-            parameter.data = value
+        for p, value in zip(parameters, before, strict=True):
+            p.data = value
 
 
 @contextmanager

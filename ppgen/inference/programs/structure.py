@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.programs.modes import stirred, training, unmoved
+from ppgen.inference.programs.modes import small_parameters, stirred, training, unmoved
+from ppgen.inference.programs.parameters import Shown, showing, trained_parameters
 from ppgen.inference.programs.refusals import check_axes, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.seeds import seeded
@@ -36,6 +37,7 @@ class Structure(NamedTuple):
     summed: tuple[str, ...]  # the model's latents that ask for it and that the guide does not draw
     sequential: bool  # whether a site asks to be enumerated one value after the other
     vectorized: bool  # whether the programs run under a plate of particles
+    observed: tuple[str, ...]  # the model's sites that are observed, factors among them
     part: str | None  # the plate inside the data plate that has some of its members only, if there is one
     refused: str | None  # why there are no weights per datum, if so: a latent that all data share
 
@@ -43,7 +45,7 @@ class Structure(NamedTuple):
 def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     """A first run of a pair, with the generators and buffers given back."""
     owner = getattr(model, "__self__", model)
-    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner):
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner), showing() as shown:
         model_trace, guide_trace = run(model, guide, batch)
     check_axes(sites(guide_trace), "guide")
     check_axes(sites(model_trace), "model")
@@ -61,7 +63,8 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
         enumerated=enumerated,
         summed=tuple(s["name"] for s in left if not s["is_observed"] and s["infer"].get("enumerate") == "parallel"),
         sequential="sequential" in asked,
-        vectorized=enumerated or _vectorized(model, guide, batch, nesting, _other_length(found, batch)),
+        vectorized=enumerated or _vectorized(model, guide, batch, nesting, _other_length(found, batch), shown),
+        observed=tuple(name for name, site in sites(model_trace).items() if site["is_observed"]),
         part=next((f.name for site in found for f in site["cond_indep_stack"] if _is_part(f)), None),
         refused=_without_weights(sites(model_trace), sites(guide_trace)),
     )
@@ -79,13 +82,15 @@ def _other_length(found: Sequence[Any], batch: Sequence[Any]) -> int:
     return next(length for length in count(2) if length not in lengths)
 
 
-def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int) -> bool:
+def _vectorized(
+    model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int, shown: Shown
+) -> bool:
     """Whether the programs run under a plate of so many particles, with the numbers that they have by rows.
 
     Also where nothing else runs, so that what is wrong is said as usual.
     """
-    owner = getattr(model, "__self__", model)
-    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owner):
+    owners = (getattr(model, "__self__", model), getattr(guide, "__self__", guide))
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owners[0]):
         try:
             run(model, guide, batch, num_particles=particles, nesting=nesting)
         except Exception:  # whatever the program is not made for
@@ -97,16 +102,23 @@ def _vectorized(model: Program, guide: Program, batch: Sequence[Any], nesting: i
     if tracing():  # a graph holds no comparison
         return True
     # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
-    everything = (owner, getattr(guide, "__self__", guide))
-    with torch.no_grad(), training(owner, False), seeded(0, device_of_batch(batch)), stirred(*everything):
-        try:
-            plain, values = _scores(model, guide, batch, nesting, particles, {})
-        except Exception:  # what it gives has more axes than there are plates
-            plain, values = None, {}
-        try:
-            by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, particles, values)
-        except Exception:  # rows are not for it: a parameter for each datum, a subsample
-            return True
+    with torch.no_grad(), training(owners[0], False):
+        if not _as_by_rows(model, guide, batch, nesting, particles):
+            return False
+        small = small_parameters([p for owner in owners for p in trained_parameters(owner, shown)])
+        with seeded(0, device_of_batch(batch)), stirred(small):
+            return not small or _as_by_rows(model, guide, batch, nesting, particles)
+
+
+def _as_by_rows(model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int) -> bool:
+    try:
+        plain, values = _scores(model, guide, batch, nesting, particles, {})
+    except Exception:  # what it gives has more axes than there are plates
+        plain, values = None, {}
+    try:
+        by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, particles, values)
+    except Exception:  # rows are not for it: a parameter for each datum, a subsample
+        return True
     return plain is not None and all(
         torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain
     )

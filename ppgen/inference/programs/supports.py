@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
+import torch
 from pyro.distributions import MaskedDistribution
 from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
@@ -26,12 +27,15 @@ class Support(NamedTuple):
 
 
 def observed_supports(found: dict[str, Any], batch: Sequence[Any]) -> list[Support]:
-    """The supports of the sites of a run that observe members of its batch as they are, if one holds for all data."""
+    """The supports of the sites of a run that observe members of its batch as they are, if one holds for all data.
+
+    A site that is masked has none: of which other data it is to count, only the program knows.
+    """
     supports = []
-    for name, site, constraint in _observed(found):
+    for name, site, constraint, mask in _observed(found):
         value = site["value"]
         member = next((i for i, m in enumerate(batch) if _same_rows(m, value)), None)
-        if member is not None and (shared := _shared(constraint)) is not None:
+        if member is not None and mask is None and (shared := _shared(constraint, value.shape)) is not None:
             supports.append(Support(member, name, type(innermost(site["fn"])).__name__, shared, value.shape[1:]))
     return supports
 
@@ -59,9 +63,10 @@ def check_observed(found: dict[str, Any]) -> None:
     Raises:
         ValueError: a value lies outside the support, where with validation off there would be a log_prob for it.
     """
-    for name, site, constraint in _observed(found):
+    for name, site, constraint, mask in _observed(found):
         try:
             good = _within(constraint, site["value"])
+            good = good if mask is None else good | ~mask
         except RuntimeError:  # a value of another shape, of which the density will say more
             continue
         if not good.all():
@@ -69,14 +74,17 @@ def check_observed(found: dict[str, Any]) -> None:
             raise _outside("The data: a value lies", name, distribution, constraint, site["value"])
 
 
-def _observed(found: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The observed sites of which every value counts, with their supports, where these are known."""
+def _observed(found: dict[str, Any]) -> Iterator[tuple[str, Any, Any, Tensor | None]]:
+    """The observed sites with their supports, where these are known, and masks of what counts, where not all does."""
     for name, site in found.items():
-        masked = site["mask"] is not None or any(isinstance(fn, MaskedDistribution) for fn in layers(site["fn"]))
-        if not site["is_observed"] or masked or not isinstance(site["value"], Tensor):
+        if not site["is_observed"] or not isinstance(site["value"], Tensor):
+            continue
+        mask = None if site["mask"] is True else site["mask"]
+        inside = any(isinstance(fn, MaskedDistribution) and fn._mask is not True for fn in layers(site["fn"]))
+        if mask is False or inside:  # of an axis of the event, maybe
             continue
         try:
-            yield name, site, site["fn"].support
+            yield name, site, site["fn"].support, mask
         except (NotImplementedError, AttributeError):
             continue
 
@@ -89,29 +97,43 @@ def _same_rows(member: Any, value: Tensor) -> bool:
     return same and value.is_contiguous() and value.shape[:1] == member.shape[:1]
 
 
-def _shared(constraint: Any) -> Any:
-    """A constraint with numbers for bounds; None if these differ (a Binomial's, where each datum has its own total)."""
+def _shared(constraint: Any, shape: Size) -> Any:
+    """A constraint with the bounds that all rows of values of a shape have; None if these have bounds of their own.
+
+    A Binomial's are such, where each datum has its own total.
+    """
+    own: Any
     same = copy(constraint)
     for name, bound in vars(constraint).items():
         if isinstance(bound, Tensor):
-            values = bound.unique()
-            own = values.item() if len(values) == 1 else None
+            rows = bound.expand(torch.broadcast_shapes(bound.shape, shape))
+            own = rows[0] if rows.numel() and (rows == rows[:1]).all() else None
+            own = own.flatten()[0].item() if own is not None and (own == own.flatten()[0]).all() else own
         else:
-            own = _shared(bound) if isinstance(bound, Constraint) else bound
+            own = _shared(bound, shape) if isinstance(bound, Constraint) else bound
         if own is None:
             return None
         setattr(same, name, own)
     return same
 
 
+def _bounds(constraint: Any) -> Iterator[Tensor]:
+    for bound in vars(constraint).values():
+        if isinstance(bound, Tensor):
+            yield bound
+        elif isinstance(bound, Constraint):
+            yield from _bounds(bound)
+
+
 def _within(constraint: Any, values: Tensor) -> Tensor:
     """Where values satisfy a constraint; a bound of 255 would be -1 to int8, so whole numbers are asked as int64."""
+    values = values.to(next((bound.device for bound in _bounds(constraint)), values.device))
     good: Tensor = constraint.check(values if values.is_floating_point() else values.long())
     return good
 
 
 def _outside(what: str, site: str, distribution: str, constraint: Any, values: Tensor) -> ValueError:
-    where = _shared(constraint) or type(constraint).__name__.strip("_")
+    where = _shared(constraint, values.shape) or type(constraint).__name__.strip("_")
     return ValueError(
         f"{what} outside the support of the observed site {site!r}, {distribution} on {where} (values run from "
         f"{values.min().item():g} to {values.max().item():g}). Binarise or rescale the data, or choose a decoder or "

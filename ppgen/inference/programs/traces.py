@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -89,21 +89,47 @@ def as_data(site: Any, value: Tensor) -> Tensor:
 
 
 @in_turn
-def run_guide(guide: Program, batch: Sequence[Any], *, num_particles: int | None = None, nesting: int = 0) -> Any:
-    """A trace of the guide. Particles sit on axis −1 − nesting.
-
-    What the guide observes is no part of what it proposes: guides that run the model (Pyro's ``GuideMessenger``) leave
-    the model's observations in their traces, whose densities would cancel the likelihood. Auxiliary sites stay.
-    """
+def run_guide(
+    guide: Program,
+    batch: Sequence[Any],
+    *,
+    num_particles: int | None = None,
+    nesting: int = 0,
+    observed: Collection[str] = (),
+) -> Any:
+    """A trace of the guide, without what it observes, as :func:`proposing`. Particles sit on axis −1 − nesting."""
     if num_particles is not None and hasattr(guide, "with_particles"):
         trace = guide.with_particles(batch, num_particles, nesting)
     else:
         with _particles(num_particles, nesting):
             trace = poutine.trace(guide).get_trace(*batch)
-    for name, site in sites(trace).items():
-        if site["is_observed"] and not site["infer"].get("is_auxiliary"):
-            trace.remove_node(name)
+    _leave_out(trace, observed)
     return trace
+
+
+def proposing(guide: Program, observed: Collection[str]) -> Program:
+    """A guide for an objective of Pyro's, without its observed sites but those that are auxiliary and its own.
+
+    What a guide observes is no part of what it proposes: guides that run the model (Pyro's ``GuideMessenger``) leave
+    its observations and factors in their traces, whose densities would cancel the likelihood.
+
+    Args:
+        guide: the guide.
+        observed: the sites that the model observes.
+    """
+    return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and _is_left_out(msg, observed))
+
+
+def _leave_out(trace: poutine.Trace, observed: Collection[str]) -> None:
+    for name in [name for name, site in sites(trace).items() if _is_left_out(site, observed)]:
+        trace.remove_node(name)
+
+
+def _is_left_out(site: Any, observed: Collection[str]) -> bool:
+    infer = site["infer"] or {}
+    if not site["is_observed"] or infer.get("_deterministic"):
+        return False
+    return site["name"] in observed or not infer.get("is_auxiliary")
 
 
 @in_turn
@@ -133,7 +159,9 @@ def run(model: Program, guide: Program, batch: Sequence[Any], **settings: Any) -
     """Traces of the model and the guide, the model replayed on what the guide drew; settings as for the two."""
     for_guide = {name: value for name, value in settings.items() if name != "enumerate_model"}
     guide_trace = run_guide(guide, batch, **for_guide)
-    return run_model(model, guide_trace, batch, **settings), guide_trace
+    model_trace = run_model(model, guide_trace, batch, **settings)
+    _leave_out(guide_trace, [name for name, site in sites(model_trace).items() if site["is_observed"]])
+    return model_trace, guide_trace
 
 
 def run_without_data(model: Program, context: Sequence[Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class AdversarialLoss:
             two mean scores stands in for it in the discriminator's accuracy.
         critic_steps: steps of the critic for each of the generator.
         optimizer: a function of parameters that makes their optimiser.
+        name: what it is called, with its settings: a run that was saved goes on with no other.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
@@ -65,6 +66,7 @@ class AdversarialLoss:
     has_zero: bool = True
     critic_steps: int = 1
     optimizer: OptimizerFactory = DCGAN_ADAM
+    name: str = ""
 
 
 def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ def minimax() -> AdversarialLoss:
     References:
         Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661
     """
-    return AdversarialLoss(_cross_entropy, lambda fake: -softplus(fake).mean(), _jensen_shannon)
+    return AdversarialLoss(_cross_entropy, lambda fake: -softplus(fake).mean(), _jensen_shannon, name="minimax")
 
 
 def nonsaturating() -> AdversarialLoss:
@@ -113,7 +115,7 @@ def nonsaturating() -> AdversarialLoss:
         >>> loss.critic(undecided, undecided), loss.generator(undecided)
         (tensor(1.3863), tensor(0.6931))
     """
-    return AdversarialLoss(_cross_entropy, lambda fake: softplus(-fake).mean(), _jensen_shannon)
+    return AdversarialLoss(_cross_entropy, lambda fake: softplus(-fake).mean(), _jensen_shannon, name="nonsaturating")
 
 
 def hinge() -> AdversarialLoss:
@@ -128,7 +130,10 @@ def hinge() -> AdversarialLoss:
         https://arxiv.org/abs/1802.05957
     """
     return AdversarialLoss(
-        lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(), lambda fake: -fake.mean(), _difference
+        lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(),
+        lambda fake: -fake.mean(),
+        _difference,
+        name="hinge",
     )
 
 
@@ -166,6 +171,7 @@ def wasserstein(clip: float = 0.01) -> AdversarialLoss:
         has_zero=False,
         critic_steps=5,
         optimizer=functools.partial(torch.optim.RMSprop, lr=5e-5),
+        name=f"wasserstein(clip={clip:g})",
     )
 
 
@@ -197,6 +203,7 @@ def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
         has_zero=False,
         critic_steps=5,
         optimizer=_adam(1e-4, 0.0, 0.9),
+        name=f"wasserstein_gp(weight={weight:g})",
     )
 
 

@@ -146,10 +146,8 @@ class Adversarial:
 
     @property
     def _objective(self) -> str:
-        """The loss by the names of its functions, and how often each network has its turn."""
-        functions = (self.loss.critic, self.loss.generator, self.loss.penalty, self.loss.constrain)
-        names = [getattr(f, "__qualname__", type(f).__qualname__).partition(".")[0] for f in functions]
-        return f"{'/'.join(dict.fromkeys(names))}, critic_steps={self.critic_steps}"
+        """The loss by its name, and how often each network has its turn."""
+        return f"{self.loss.name or 'unnamed'}, critic_steps={self.critic_steps}"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""

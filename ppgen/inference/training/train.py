@@ -21,7 +21,7 @@ from ppgen.inference.programs.modes import training
 from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.seeds import checked_seed, seeded
-from ppgen.inference.programs.supports import Support, check_support, observed_supports
+from ppgen.inference.programs.supports import Support, check_observed, check_support, observed_supports
 from ppgen.inference.programs.traces import device_batch, run, sites
 from ppgen.inference.programs.turns import give_way, in_turn
 from ppgen.inference.training.progress import History, Place, bar, located, losses, mean_loss
@@ -198,6 +198,8 @@ def _supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
         check_axes(observed, "model")
         warn_of_probabilities(pair, observed)
         found = observed_supports(observed, batch)
+        asked = {support.site for support in found}  # of all rows, below
+        check_observed({name: site for name, site in observed.items() if name not in asked})
     if stated := getattr(pair, "data_support", None):
         found.append(Support(0, "x", type(pair).__name__, stated, batch[0].shape[1:]))
     return found
