@@ -338,3 +338,26 @@ def test_what_is_no_game_is_refused():
                 Adversarial(pair, **{f"{name}_optimizer": optimizer})
     with pytest.raises(TypeError, match=r"no \.evaluate"):
         train(Adversarial(gan()), torch.randn(9, 2), epochs=1, validation=torch.randn(9, 2))
+
+
+def test_a_fused_optimiser_reads_gradients_in_the_order_of_the_weights():
+    """A convolution of channels-last images gives them in another."""
+
+    class Critic(tnn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = tnn.Conv2d(6, 6, 3), tnn.Linear(216, 1)
+
+        def forward(self, x):
+            return self.out(self.conv(x.contiguous(memory_format=torch.channels_last)).flatten(1))
+
+    gan = models.GAN(priors.StandardNormal(2), nn.MLP(2, (6, 8, 8)), Critic())
+    x, moved = torch.rand(20, 6, 8, 8), []
+    for fused in (False, True):
+        copied = copy.deepcopy(gan)
+        torch.manual_seed(1)
+        step = Adversarial(copied, critic_optimizer=functools.partial(torch.optim.Adam, lr=2e-4, fused=fused))
+        for _ in range(10):
+            step.step(x)
+        moved.append((copied.discriminator.conv.weight - gan.discriminator.conv.weight).flatten().detach())
+    assert torch.cosine_similarity(*moved, 0) > 0.999

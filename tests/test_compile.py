@@ -19,6 +19,7 @@ from ppgen.inference import (
     elbo,
     fit,
     iwae,
+    log_likelihood,
     renyi,
     semi_supervised,
     sticking_the_landing,
@@ -356,3 +357,42 @@ def test_a_layers_bias_is_part_of_the_loop_that_follows():
             found = run(X)[0]
         assert [name for name in called if name.endswith("mm")] == [product] * 4
         assert torch.allclose(found, layers(X)[0], atol=1e-5)
+
+
+def test_values_that_leave_torch_are_no_part_of_a_graph():
+    """The longest of a batch's sequences: the same in every order of the rows, and another in the next batch."""
+
+    def model(x, lengths):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for t in range(max(lengths.tolist())):
+                with pyro.poutine.mask(mask=t < lengths):
+                    pyro.sample(f"x{t}", dist.Normal(scale * z, 1.0), obs=x[:, t])
+
+    def guide(x, lengths):
+        slope = pyro.param("slope", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x[:, 0], 1.0))
+
+    x = torch.randn(200, 6)
+    lengths = torch.cat([torch.randint(1, 4, (100,)), torch.randint(4, 7, (100,))])
+    pair = models.Custom(model, guide)
+    eager, traced = (log_likelihood(pair, x, lengths, num_samples=50, compile=c).values for c in (False, True))
+    assert torch.allclose(eager, traced, atol=1e-4)
+
+
+def test_memory_that_is_replaced_is_read():
+    """``parameter.data = …``, as an average of weights is put into place."""
+    pair = small_vae()
+    steps = [SVI(pair, elbo(), lambda p: torch.optim.SGD(p, lr=0.0), compile=c) for c in (True, False)]
+    for step in steps:
+        step.step(X)
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.data = 3 * parameter.data
+    losses = []
+    for step in steps:
+        torch.manual_seed(3)
+        losses.append(step.step(X).item())
+    assert steps[0].compiled and losses[0] == pytest.approx(losses[1], rel=1e-4)

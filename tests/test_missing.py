@@ -348,3 +348,26 @@ def test_a_mask_is_plainly_seen_beside_levels(levels):
     assert torch.allclose(seen[0], torch.where(mask, high, low))
     vae.guide(x)
     assert torch.allclose(seen[1], torch.tensor(high)), "all of it was observed"
+
+
+@pytest.mark.parametrize("kind", ["one of two", "none"])
+def test_it_is_the_observation_of_the_first_member_that_is_denoised(kind):
+    """Found by its values where the program made another tensor of them."""
+
+    def model(x, y):
+        with data_plate(x):
+            z = sample("z", dist.Normal(0.0, 1.0))
+            sample("a", dist.Normal(z, 1.0), obs=x + 0.0 if kind == "one of two" else x + 1.0)
+            sample("b", dist.Normal(5 + z, 1.0), obs=y + 0.0)
+
+    def guide(x, y):
+        with data_plate(x):
+            sample("z", dist.Normal(x / 2, 0.7))
+
+    x, y = torch.tensor([0.5, -1.0]), torch.tensor([5.0, 4.0])
+    if kind == "none":
+        with pytest.raises(ValueError, match=r"\['a', 'b'\], and which of these sites .*obs=x"):
+            denoise(Custom(model, guide), x, y, num_samples=50)
+    else:
+        found = denoise(Custom(model, guide), x, y, num_samples=5000)
+        assert torch.allclose(found, (x + y - 5) / 3, atol=0.1)

@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import SVI, classify, decode, elbo, encode, fit, iwae, log_likelihood, reconstruct, sample
 from ppgen.inference import semi_supervised as objective
+from ppgen.models import Custom
 
 C, D, LATENT = 3, 6, 2
 X = torch.bernoulli(torch.full((12, D), 0.4), generator=torch.Generator().manual_seed(1))
@@ -317,3 +318,19 @@ def test_labels_may_be_small_integers(dtype):
     assert torch.equal(*values)
     fit(pair, (X, labels.to(dtype)), loss=objective(0.7), epochs=1, progress=False)
     assert sample(pair, 3, torch.tensor([0, 1, 2]).to(dtype)).shape == (3, D)
+
+
+def test_a_class_of_one_logit_is_refused():
+    """Whose softmax would run over the data."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x))
+
+    with pytest.raises(ValueError, match=r"categorical distribution \(of two classes, too\)"):
+        classify(Custom(model, guide), torch.randn(5))

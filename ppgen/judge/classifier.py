@@ -191,6 +191,8 @@ def class_shares(classifier: nn.Module, generated: Any) -> ClassShares:
             f"classifier must give logits (N, K) of samples (N, ...), at least one; it gave {tuple(logits.shape)} of "
             f"samples {tuple(generated.shape)}."
         )
+    if not (good := logits.isfinite().all(1)).all():
+        raise ValueError(f"The logits of sample {int((~good).nonzero()[0])} are not finite: it has no class.")
     probs = logits.softmax(-1)
     confidence, chosen = probs.max(-1)
     shares = torch.bincount(chosen, minlength=probs.shape[1]) / len(generated)

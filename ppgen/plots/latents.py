@@ -140,7 +140,7 @@ def traversals(
     for name in continuous:
         spread = latents[name].flatten(1).double().std(0, correction=0)
         for i in range(len(spread)):
-            low, high = span or draws[name].flatten(1)[:, i].quantile(torch.tensor([0.01, 0.99])).tolist()
+            low, high = span or draws[name].flatten(1)[:, i].float().quantile(torch.tensor([0.01, 0.99])).tolist()
             coordinates.append((spread[i].item(), name, i, low, high))
     coordinates = sorted(coordinates, key=lambda c: -c[0])[:num_coordinates]  # a stable sort: in order, among equals
 

@@ -61,7 +61,7 @@ def images(pictures: Tensor, path: Path, *, columns: int = 8, title: str = "") -
     if pictures.dim() != 4 or not pictures.numel() or not is_picture(pictures.shape[1:]):
         raise ValueError(f"pictures must be (N, C, H, W) with one or three channels, got {tuple(pictures.shape)}.")
     positive_integer("columns", columns)
-    canvas = _canvas(pictures.float(), columns)
+    canvas = _canvas(pictures.detach().float(), columns)
     figure = Figure(figsize=(6, 6 * canvas.shape[0] / canvas.shape[1] + (0.4 if title else 0)), layout="constrained")
     axes = figure.subplots()
     _show(axes, canvas)

@@ -118,7 +118,13 @@ class Loaded:
         self.passes = 0
 
     def __len__(self) -> int:
-        return len(self.loader)
+        try:
+            return len(self.loader)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.name} is a loader that does not know how many batches it gives ({error}), which schedules and "
+                "checkpoints count by: give its IterableDataset a __len__."
+            ) from error
 
     @property
     def divided(self) -> bool:

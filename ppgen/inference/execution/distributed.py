@@ -199,7 +199,10 @@ def averaged(
     """
     if current().count == 1:
         return list(gradients)
-    device, first, buffers = parameters[0].device, current().leads, _buffers(pair)
+    device, first = parameters[0].device, current().leads
+    every = _buffers(pair)
+    buffers = [b for b in every if b.is_floating_point() and b.dtype != torch.float64]
+    _share_exactly([b for b in every if not any(b is other for other in buffers)], first)
     used = [rows, *(rows * (gradient is not None) for gradient in gradients)]
     weighted = [torch.zeros_like(p) if g is None else g * rows for g, p in zip(gradients, parameters, strict=True)]
     shared = [b if first else torch.zeros_like(b) for b in buffers]  # a sum of one value and zeros is that value
@@ -217,6 +220,19 @@ def averaged(
         (sums / total).view(p.shape).to(p.dtype) if takes_part else None
         for sums, p, takes_part in zip(rest[: len(weighted)], parameters, taking_part, strict=True)
     ]
+
+
+def _share_exactly(buffers: Sequence[Tensor], first: bool) -> None:
+    """The first process's values for all of what float32 does not hold: counts, masks, numbers in float64."""
+    for dtype in dict.fromkeys(b.dtype for b in buffers):
+        own = [b for b in buffers if b.dtype == dtype]
+        wide = dtype if dtype.is_floating_point or dtype.is_complex else torch.int64
+        flat = torch.cat([(b if first else torch.zeros_like(b)).flatten().to(wide) for b in own])
+        with _exchange():
+            dist.all_reduce(flat)
+        with torch.no_grad():
+            for b, value in zip(own, flat.split([b.numel() for b in own]), strict=True):
+                b.copy_(value.view_as(b))
 
 
 def _buffers(pair: Any) -> list[Tensor]:

@@ -92,6 +92,10 @@ def _unchanged(value: Any, *_: Any, **__: Any) -> Any:
     return value
 
 
+def _refused(*_: Any, **__: Any) -> Any:
+    raise CannotTrace("values are read by .numpy() or .tolist(), which a graph would keep for all batches")
+
+
 @contextmanager
 def _without_host_reads() -> Iterator[None]:
     """Checks and ``.item()`` calls of Pyro and torch out of the way; what they guard is checked by a run in eager."""
@@ -105,6 +109,8 @@ def _without_host_reads() -> Iterator[None]:
         for module in (pyro.infer.util, pyro.ops.einsum.adjoint):
             stack.enter_context(mock.patch.object(module, "torch", _TracedTorch()))
         stack.enter_context(mock.patch.object(Tensor, "masked_select", _selected))
+        for name in ("tolist", "numpy", "__array__"):
+            stack.enter_context(mock.patch.object(Tensor, name, _refused))
         stack.enter_context(mock.patch.object(torch.nn.functional, "one_hot", _one_hot))
         yield
 

@@ -75,7 +75,9 @@ class Replayed:
         finite = torch.stack([whole for _, whole, _ in pending]).isfinite().tolist()
         if not all(finite):
             loss, _, batch = pending[finite.index(False)]
-            raise self.explain(loss, batch)
+            error = self.explain(loss, batch)
+            error.count = finite.count(False)  # type: ignore[attr-defined]  # which `located` reads
+            raise error
 
 
 class _Graph:

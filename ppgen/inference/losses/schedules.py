@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -37,12 +38,17 @@ class Schedule(nn.Module):
 
     def forward(self) -> Tensor:
         """The coefficient now, shape (1,)."""
+        if (seen := _ASKED.get()) is not None:
+            seen.append(self)
         return self.value
 
     def bind(self, steps_per_epoch: int) -> None:
         """Tells a schedule that is stated in epochs how many steps an epoch has."""
         if self.epochs is not None:
-            self.steps = max(1, round(self.epochs * steps_per_epoch))
+            before, self.steps = self.steps, max(1, round(self.epochs * steps_per_epoch))
+            if before is not None and before != self.steps:  # another batch size: so far is so far
+                self._advanced = round(self._advanced * self.steps / before)
+                self.count.fill_(self._advanced)
 
     @property
     def done(self) -> bool:
@@ -153,6 +159,20 @@ def _variables(function: Any) -> dict[str, Any]:
         with suppress(ValueError):  # bound later
             found[name] = cell.cell_contents
     return found
+
+
+_ASKED: ContextVar[list[Schedule] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asked() -> Iterator[list[Schedule]]:
+    """The schedules that are asked for their coefficient inside, wherever they are."""
+    seen: list[Schedule] = []
+    token = _ASKED.set(seen)
+    try:
+        yield seen
+    finally:
+        _ASKED.reset(token)
 
 
 @contextmanager

@@ -96,10 +96,10 @@ def class_logits(guide: Program, batch: Sequence[Any]) -> Tensor:
     with suppress(_Reached), found:
         guide(*given, torch.full_like(y, -1, dtype=torch.long))
     logits = getattr(found.distribution, "logits", None)
-    if logits is None:
+    if logits is None or logits.dim() < 2 or isinstance(found.distribution, torch.distributions.Bernoulli):
         raise ValueError(
             "The guide draws no class at a site 'y' when labels are missing, so there is no q(y | x): give it a batch "
             "whose last member holds the labels, −1 where one is missing, and sample 'y' from a categorical "
-            "distribution, as models.SemiSupervisedVAE does."
+            "distribution (of two classes, too), as models.SemiSupervisedVAE does."
         )
     return logits

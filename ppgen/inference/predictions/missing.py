@@ -17,7 +17,7 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.structure import check_vectorized, measure
-from ppgen.inference.programs.traces import device_batch, innermost, log_prob, run, sites
+from ppgen.inference.programs.traces import device_batch, innermost, is_factor, log_prob, run, sites
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -38,12 +38,25 @@ def _draws(pair: Pair, batch: Any, num_samples: int, nesting: int, enumerated: b
     )
     n = check(model_trace, guide_trace, ())
     found = sites(model_trace)
-    observed = [site for site in found.values() if site["is_observed"]]
-    x = next((site for site in observed if site["value"] is batch[0]), observed[-1])
+    x = _site_of(batch[0], [site for site in found.values() if site["is_observed"] and not is_factor(site)])
     total = sum(log_prob(site) for site in found.values()) - sum(log_prob(s) for s in sites(guide_trace).values())
     total = torch.as_tensor(total)
     lead = torch.broadcast_shapes(total.shape, (num_samples, n))
     return _Draws(total.expand(lead).reshape(-1, n), x["fn"].expand(torch.Size(lead)))
+
+
+def _site_of(x: Tensor, observed: list[Any]) -> Any:
+    """The site that observes the data themselves, or the only one that observes the same values."""
+    for site in observed:
+        if site["value"] is x:
+            return site
+    same = [s for s in observed if s["value"].shape == x.shape and torch.equal(s["value"].to(x.dtype), x)] or observed
+    if len(same) != 1:
+        raise ValueError(
+            f"The model observes {[site['name'] for site in same]}, and which of these sites is of the first member of "
+            "the batch is not to be told: give it that member as it is, obs=x."
+        )
+    return same[0]
 
 
 def _average(
@@ -90,6 +103,9 @@ def _average(
                         else torch.where(_like(torch.rand_like(share) < share, value), value, result)
                     )
                 result, log_total = mixed, log_new
+            if (bad := log_total == -math.inf).any():
+                row = start + int(bad.nonzero()[0])
+                raise ValueError(f"All weights of datum {row} are zero: no draw of the guide's could have led to it.")
             assert result is not None
             results.append(result.cpu())
     return torch.cat(results)

@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.turns import turn
 
-__all__ = ["drawing", "evaluating", "small_parameters", "stirred", "training", "unmoved"]
+__all__ = [
+    "Buffer",
+    "buffers_in",
+    "buffers_of",
+    "drawing",
+    "evaluating",
+    "small_parameters",
+    "stirred",
+    "training",
+    "unmoved",
+]
 
 SMALL = 0.02
+
+
+class Buffer(NamedTuple):
+    """A buffer of a module, and its value before a run that may not count."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    value: Tensor
+
+    @property
+    def moved(self) -> bool:
+        """Whether it has another value since, or is another tensor."""
+        now = self.module._buffers.get(self.name)
+        return now is not self.tensor or not torch.equal(self.tensor, self.value)
+
+    def give_back(self, unless: Tensor | bool = False) -> None:
+        """The tensor and its value as they were; the value that it has now if so, which is not waited for."""
+        now = self.module._buffers.get(self.name)
+        value = self.value if unless is False or now is None else torch.where(torch.as_tensor(unless), now, self.value)
+        self.module._buffers[self.name] = self.tensor.copy_(value)
+
+
+def buffers_in(modules: Iterable[nn.Module]) -> list[Buffer]:
+    """The buffers of these modules themselves."""
+    return [
+        Buffer(module, name, tensor, tensor.detach().clone())
+        for module in modules
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+
+
+def buffers_of(*owners: Any) -> list[Buffer]:
+    """All buffers of pairs or losses, each module's once."""
+    every = {id(part): part for owner in owners for module in modules_of(owner) for part in module.modules()}
+    return buffers_in(every.values())
 
 
 @contextmanager
 def unmoved(*owners: Any) -> Iterator[None]:
     """A run that does not count: buffers that it moves (a normalisation's, a codebook's) are outside as they were."""
-    buffers = [b for owner in owners for module in modules_of(owner) for b in module.buffers()]
-    before = [b.detach().clone() for b in buffers]
+    before = buffers_of(*owners)
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            for buffer in before:
+                buffer.give_back()
 
 
 def small_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -9,12 +9,12 @@ from typing import Any
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.inference.programs.networks import modules_of
 
-__all__ = ["Shown", "foreign", "showing", "trained_parameters"]
+__all__ = ["Shown", "foreign", "leaves", "showing", "trained_parameters"]
 
 
 class Shown(Messenger):
@@ -78,3 +78,19 @@ def foreign(shown: Shown, parameters: Sequence[nn.Parameter]) -> dict[nn.Paramet
             if parameter.requires_grad and id(parameter) not in known:
                 found.setdefault(parameter, module)
     return found
+
+
+def leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that a loss has gradients for."""
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+        waiting += [following for following, _ in node.next_functions]
+    return list(found.values())

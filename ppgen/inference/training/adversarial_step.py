@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from ppgen.inference.programs.modes import buffers_of
 from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
+from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
 from ppgen.inference.training.svi import OptimizerFactory
 from ppgen.numbers import positive_integer
 
@@ -162,19 +163,19 @@ class Adversarial:
         self.num_steps, self._seen = int(state["num_steps"]), {name: int(n) for name, n in state["seen"].items()}
 
     def _update(self, network: str, side: str, turn: Callable[..., Any], batch: Any) -> Tensor:
-        buffers = [
-            (b, b.clone()) for b in self.pair.buffers()
-        ]  # a forward pass changes batch norms' and spectral norms'
+        buffers = buffers_of(self.pair)  # a forward pass changes batch norms' and spectral norms'
         loss, watched = turn(self.loss, *batch)
         parameters = self._parameters[network]
         gradients = torch.autograd.grad(loss, [p for _, p in parameters], allow_unused=True)
         norm = get_total_norm([g for g in gradients if g is not None])
         if not (loss.isfinite() and norm.isfinite()):
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            with torch.no_grad():
+                for buffer in buffers:
+                    buffer.give_back()
             raise FloatingPointError(self._explain(network, loss, gradients))
+        self.optimizers[network].zero_grad()
         for (_, parameter), gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = laid_out(gradient, parameter)
         self.optimizers[network].step()
         self.optimizers[network].zero_grad(set_to_none=True)
         self._watch({f"{side}_loss": loss.detach(), f"{side}_gradient_norm": norm, **watched})

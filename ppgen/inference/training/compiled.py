@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ class _Code(NamedTuple):
     run: Callable[..., Any]
     graph: Graph
     used: list[bool]  # the parameters that have a gradient
+    memory: tuple[int, ...]  # where parameters and buffers lay, which it reads them from
 
 
 class Compiled:
@@ -90,6 +92,8 @@ class Compiled:
         self._codes: dict[Any, _Code] = {}
         self._calls: dict[Any, int] = {}
         self._numbers = _numbers(pair, loss)
+        modules = [part for module in modules_of(pair) for part in module.modules()]
+        self._buffers = [(part._buffers, name) for part in modules for name in part._buffers]
         self._retraced = 0
         # Of the run that this one continues, by what its keys look like: calls, and which of them had a graph.
         self._earlier: dict[str, tuple[int, bool]] = {}
@@ -106,6 +110,9 @@ class Compiled:
             self._calls[key] = self._earlier.get(repr(key), (0, False))[0]
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         code = self._codes.get(key)
+        if code is not None and code.memory != self.memory():  # parameter.data = …, or a buffer that was assigned anew
+            del self._codes[key]
+            return self._build(key, batch)
         if code is None:
             had_graph = self._earlier.pop(repr(key), (0, False))[1] if self._earlier else False
             others = self._codes or any(graph for _, graph in self._earlier.values())
@@ -135,6 +142,11 @@ class Compiled:
             *(p.requires_grad for p in self.parameters),
         )
 
+    def memory(self) -> tuple[int, ...]:
+        """Where parameters and buffers lie."""
+        buffers = (b for owner, name in self._buffers if (b := owner.get(name)) is not None)
+        return tuple(tensor.data_ptr() for tensor in chain(self.parameters, buffers))
+
     def _eager(self, batch: Sequence[Any]) -> Gradients:
         return gradients(self.loss, self.pair, self.parameters, batch)
 
@@ -159,7 +171,7 @@ class Compiled:
         try:
             graph = twice(partial(self._trace, used), batch)
             with self._given_back(batch):
-                code = _Code(graph.compile(batch), graph, used)
+                code = _Code(graph.compile(batch), graph, used, self.memory())
             with self._given_back(batch):
                 found = self._run(code, batch)
             if (difference := _difference(found, wanted, self.tolerance)) is not None:

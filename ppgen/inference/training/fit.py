@@ -144,7 +144,10 @@ def usable_device(device: Any) -> torch.device:
 def _num_batches(data: Any, batch_size: int) -> int:
     """Batches of an epoch, for data that have not been checked yet."""
     if is_loader(data):
-        return len(data) if hasattr(data, "__len__") else 0
+        try:
+            return len(data)
+        except TypeError:  # which is said where the loader is looked at
+            return 0
     first = data[0] if isinstance(data, tuple | list) and data else data
     shape = getattr(first, "shape", ())
     return -(-shape[0] // batch_size) if shape and batch_size else 0

@@ -111,3 +111,13 @@ def _number(value: Any) -> bool:
     return (isinstance(value, int | float) and not isinstance(value, bool)) or (
         isinstance(value, Tensor) and value.numel() == 1
     )
+
+
+def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A gradient in its parameter's order in memory, without which a fused optimiser would read it in the wrong one.
+
+    A convolution of channels-last images gives such.
+    """
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

@@ -135,7 +135,7 @@ def located(place: Place, num_batches: int, skip: bool) -> Iterator[None]:
         where = f"Epoch {place.epoch + 1}, batch {batch} of {num_batches} (step {place.steps + 1:,})"
         if not skip or (place.batch + 1 >= num_batches and not place.losses):  # or no batch of an epoch was finite
             raise FloatingPointError(f"{where}: {error}") from error
-        place.history.skipped += 1
+        place.history.skipped += getattr(error, "count", 1)  # a GPU tells of several at once
         log.warning("%s is skipped: %s", where, error)
 
 

@@ -16,16 +16,16 @@ from ppgen.inference.execution.distributed import alike, averaged, current, num_
 from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
-from ppgen.inference.losses.schedules import schedules, unannealed
-from ppgen.inference.programs.modes import evaluating, unmoved
+from ppgen.inference.losses.schedules import asked, schedules, unannealed
+from ppgen.inference.programs.modes import Buffer, buffers_in, buffers_of, evaluating, unmoved
 from ppgen.inference.programs.networks import modules_of
-from ppgen.inference.programs.parameters import foreign, showing, trained_parameters
+from ppgen.inference.programs.parameters import Shown, foreign, leaves, showing, trained_parameters
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
-from ppgen.inference.training.optimizers import check_holds, check_step, load_optimizer
+from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
 from ppgen.inference.training.precision import precision
 from ppgen.pair import Pair
 
@@ -111,7 +111,7 @@ class SVI:
         self._compiled: Compiled | None = None
         self._replayed: Replayed | None = None
         self._known = _KnownParameters(set())
-        self._moving: list[Tensor] | None = None  # the buffers that a step changes, once the first has shown them
+        self._moving: list[nn.Module] | None = None  # whose buffers a step changes, once the first has shown them
 
     def prepare(self, *batch: Any) -> None:
         """A first run, which brings lazily made parameters into being, and then the optimiser over all of them."""
@@ -122,7 +122,7 @@ class SVI:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
         parameters = trained_parameters(self.pair, shown)
-        self._check_foreign(foreign(shown, parameters), batch)
+        self._check_reached(shown, parameters, batch)
         if not parameters:
             raise ValueError(
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
@@ -142,21 +142,41 @@ class SVI:
         self.optimizer = optimizer
         self._set_compiled(device)
 
-    def _check_foreign(self, found: dict[nn.Parameter, nn.Module], batch: Sequence[Any]) -> None:
-        """Refuses networks that the loss has gradients for and the pair does not hold, so that they would stay."""
-        if not found or _fault(loss := self._trial(batch)):
+    def _check_reached(self, shown: Shown, parameters: Sequence[nn.Parameter], batch: Sequence[Any]) -> None:
+        """Refuses what the loss depends on and training would never move: parameters and schedules of nobody's.
+
+        The library's own pairs and losses hold all that they use, unless a part of theirs does not.
+        """
+        networks = foreign(shown, parameters)
+        users = hasattr(self.pair, "_functions")  # a Custom's
+        own = type(self.pair).__module__.startswith("ppgen.models.") and not users
+        if own and type(self.loss).__module__.startswith("ppgen.") and not networks:
             return
-        # A network that is not to be trained may run under no_grad, or be detached: only a gradient tells.
-        used = torch.autograd.grad(loss, list(found), allow_unused=True)
-        lost = {type(m).__name__: None for m, g in zip(found.values(), used, strict=True) if g is not None}
-        if lost:
+        with self._known, asked() as schedules:
+            loss = self._trial(batch)
+        if left := [schedule for schedule in schedules if schedule not in self.schedules and not schedule.done]:
             raise ValueError(
-                f"The programs run {' and '.join(lost)}, which the pair does not hold (in a list, a dictionary or "
-                "another object, say), so that its parameters would never be trained, in an optimizer or not. Hand "
-                "networks of functions over by name, Custom(model, guide, net=net); make those of an object attributes "
-                "of it, several as nn.ModuleList or nn.ModuleDict. What is to stay as it is may be frozen, "
-                "net.requires_grad_(False)."
+                f"The loss uses the warm-up from {left[0].extra_repr()}, which training would not advance: it advances "
+                "those of a loss that is an nn.Module. Make the loss one, with the warm-up as an attribute and "
+                "forward(model, guide, *batch)."
             )
+        if _fault(loss):
+            return
+        known = {id(parameter) for parameter in parameters} | (shown.hidden - shown.open)
+        # A network that is not to be trained may run under no_grad, or be detached: only the graph tells.
+        lost = [leaf for leaf in leaves(loss) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
+        if not lost:
+            return
+        names = dict.fromkeys(
+            type(networks[p]).__name__ if p in networks else f"a parameter of shape {tuple(p.shape)}" for p in lost
+        )
+        raise ValueError(
+            f"The programs run {' and '.join(names)}, which the pair does not hold (in a list, a dictionary or another "
+            "object, say), so that it would never be trained, in an optimizer or not. Hand networks of functions over "
+            "by name, Custom(model, guide, net=net); make those of an object attributes of it, several as "
+            "nn.ModuleList or nn.ModuleDict; a single number of functions is a pyro.param, that of an object belongs "
+            "to an nn.Module. What is to stay as it is may be frozen, .requires_grad_(False)."
+        )
 
     def _check_optimizer(self, optimizer: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -212,15 +232,14 @@ class SVI:
         if self._replayed is not None:
             loss = self._replayed(batch)
         else:
-            for parameter in self.parameters:
-                parameter.grad = None  # its memory, which the caches still hold, serves the next one
+            assert self.optimizer is not None
+            self.optimizer.zero_grad()  # also of what is frozen; the memory, which caches still hold, serves the next
             before = self._buffers()
             loss, whole, found = self._gradients(batch)
             if not math.isfinite(whole.item()):
-                error = self._explain(loss, batch)
-                for buffer, value in before:
-                    buffer.copy_(value)
-                raise error
+                for buffer in before:
+                    buffer.give_back()
+                raise self._explain(loss, batch)
             self._note_moving(before)
             self._apply(averaged(found, self.parameters, num_rows(batch), self.pair))
         for schedule in self.schedules:
@@ -257,40 +276,36 @@ class SVI:
                     f"loss must give a scalar tensor with a gradient, and {_name(self.loss)} gave {fault}."
                 ) from error
 
-    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+    def _buffers(self) -> list[Buffer]:
         """The buffers that a step may change (a normalisation's, a codebook's), and their values before it."""
-        if self._moving is not None:
-            return [(buffer, buffer.clone()) for buffer in self._moving]
-        return [(b, b.clone()) for module in modules_of(self.pair) for b in module.buffers()]
+        return buffers_of(self.pair) if self._moving is None else buffers_in(self._moving)
 
-    def _note_moving(self, before: list[tuple[Tensor, Tensor]]) -> None:
-        """Learns from the first step, which no graph replays, which buffers have to be watched.
+    def _note_moving(self, before: list[Buffer]) -> None:
+        """Learns from the first step, which no graph replays, in which modules buffers have to be watched.
 
         They are all those of a module that moved one: a mean that was zero may have met a batch of mean zero.
         """
         if self._moving is None:
-            moved = {id(buffer) for buffer, value in before if not torch.equal(buffer, value)}
-            parts = [list(part.buffers(recurse=False)) for m in modules_of(self.pair) for part in m.modules()]
-            self._moving = [buffer for part in parts if any(id(b) in moved for b in part) for buffer in part]
+            self._moving = list({id(b.module): b.module for b in before if b.moved}.values())
 
     def _update(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """An update that skips itself, on the device, if anything in it is not finite."""
+        optimizer: Any = self.optimizer
+        optimizer.zero_grad()
         before = self._buffers()
         loss, whole, found = self._gradients(batch)
         self._note_moving(before)
-        for buffer, value in before:
-            buffer.copy_(torch.where(whole.isfinite(), buffer, value))
-        self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[union-attr]  # which fused ones read
+        for buffer in before:
+            buffer.give_back(unless=whole.isfinite())
+        optimizer.found_inf = (~whole.isfinite()).float()  # which fused ones read
         self._apply(found)
+        del optimizer.found_inf  # or it would skip whatever else the optimiser is used for
         return loss, whole
 
     def _apply(self, found: Sequence[Tensor | None]) -> None:
         assert self.optimizer is not None
         for parameter, gradient in zip(self.parameters, found, strict=True):
-            if gradient is not None and gradient.stride() != parameter.stride():
-                # A convolution of channels-last images gives such; a fused optimiser would read it in the wrong order.
-                gradient = torch.empty_like(parameter).copy_(gradient)
-            parameter.grad = gradient
+            parameter.grad = laid_out(gradient, parameter)
         self.optimizer.step()
 
     def evaluate(self, *batch: Any, seed: int = 0) -> Tensor:
@@ -346,7 +361,8 @@ class SVI:
             self._compiled.load_state_dict(state["compiled"])
 
     def _explain(self, loss: Tensor, batch: Any) -> FloatingPointError:
-        with torch.no_grad(), pyro.validation_enabled(False):  # which would stop at the first bad parameter
+        # Validation would stop at the first bad parameter.
+        with torch.no_grad(), pyro.validation_enabled(False), unmoved(self.pair):
             model_trace, guide_trace = run(self.pair.model, self.pair.guide, batch)
             bad = [
                 f"{where} {name!r}"

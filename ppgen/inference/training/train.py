@@ -148,8 +148,13 @@ def train(
                 with located(place, len(batches), skip_nonfinite):
                     step.look()
             means = [(float(loss), rows) for loss, rows in place.losses]
-            if skip_nonfinite:  # what a GPU skipped by itself is among them
-                means = [(loss, rows) for loss, rows in means if math.isfinite(loss)]
+            bad = [i for i, (loss, _) in enumerate(means) if not math.isfinite(loss)]
+            where = f"Epoch {place.epoch + 1}, batches {', '.join(str(i + 1) for i in bad[:5])} of {len(batches)}"
+            if bad and (not skip_nonfinite or len(bad) == len(means)):
+                raise FloatingPointError(f"{where}: the loss is not finite, first {means[bad[0]][0]}.")
+            if not hasattr(step, "look"):  # which has counted them
+                history.skipped += len(bad)
+            means = [mean for mean in means if math.isfinite(mean[0])]
             history.loss.append(mean_loss(list(chain(*gathered(means)))))
             if watched is not None:
                 history.validation.append(mean_loss(spread(validate, enumerate(watched))))
