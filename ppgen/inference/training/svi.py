@@ -122,7 +122,8 @@ class SVI:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
         parameters = trained_parameters(self.pair, shown)
-        self._check_reached(shown, parameters, batch)
+        if parameters or foreign(shown, parameters):
+            self._check_reached(shown, parameters, batch)
         if not parameters:
             raise ValueError(
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
