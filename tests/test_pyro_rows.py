@@ -248,30 +248,8 @@ def test_loops_over_axes_that_two_particles_would_fit_are_found(n, m):
     assert torch.allclose(log_weights(pair, x, num_samples=4), exact, atol=1e-4)
 
 
-def test_an_axis_that_does_not_show_at_the_start_is_found():
-    """A softmax over what would be the data's axis, behind weights that begin at zero."""
-
-    def model(x):
-        weight = pyro.param("weight", torch.zeros(3))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(weight * torch.softmax(z, 1), 0.3).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
-
-    x = torch.randn(6, 3)
-    pair = Custom(model, guide)
-    pair.model(x)
-    before = pair.sites["weight"]
-    assert not measure(pair.model, pair.guide, x).vectorized
-    assert pair.sites["weight"] is before and not before.any()
-
-
-@pytest.mark.parametrize("start", [torch.zeros(3), 1e-4 * torch.ones(3), torch.tensor([0.0, 1e-5, 0.0])])
-def test_weights_of_nobody_that_begin_small_hide_no_axis(start, global_param_store):
-    """In Pyro's global store, of two plain functions."""
+def softmax_over_rows(start):
+    """A model that takes what would be the data's axis for another, behind weights that begin so; and its guide."""
 
     def model(x):
         weight = pyro.param("weight", start)
@@ -283,7 +261,21 @@ def test_weights_of_nobody_that_begin_small_hide_no_axis(start, global_param_sto
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
 
-    assert not measure(model, guide, torch.randn(6, 3)).vectorized
+    return model, guide
+
+
+def test_an_axis_that_does_not_show_at_the_start_is_found():
+    x, pair = torch.randn(6, 3), Custom(*softmax_over_rows(torch.zeros(3)))
+    pair.model(x)
+    before = pair.sites["weight"]
+    assert not measure(pair.model, pair.guide, x).vectorized
+    assert pair.sites["weight"] is before and not before.any()
+
+
+@pytest.mark.parametrize("start", [torch.zeros(3), 1e-4 * torch.ones(3), torch.tensor([0.0, 1e-5, 0.0])])
+def test_weights_of_nobody_that_begin_small_hide_no_axis(start, global_param_store):
+    """In Pyro's global store, of two plain functions."""
+    assert not measure(*softmax_over_rows(start), torch.randn(6, 3)).vectorized
     assert torch.equal(global_param_store["weight"], start)
 
 

@@ -122,8 +122,9 @@ class SVI:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
         parameters = trained_parameters(self.pair, shown)
-        if parameters or foreign(shown, parameters):
-            self._check_reached(shown, parameters, batch)
+        networks = foreign(shown, parameters)
+        if parameters or networks:
+            self._check_reached(shown, parameters, networks, batch)
         if not parameters:
             raise ValueError(
                 "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
@@ -143,12 +144,17 @@ class SVI:
         self.optimizer = optimizer
         self._set_compiled(device)
 
-    def _check_reached(self, shown: Shown, parameters: Sequence[nn.Parameter], batch: Sequence[Any]) -> None:
+    def _check_reached(
+        self,
+        shown: Shown,
+        parameters: Sequence[nn.Parameter],
+        networks: dict[nn.Parameter, nn.Module],
+        batch: Sequence[Any],
+    ) -> None:
         """Refuses what the loss depends on and training would never move: parameters and schedules of nobody's.
 
         The library's own pairs and losses hold all that they use, unless a part of theirs does not.
         """
-        networks = foreign(shown, parameters)
         users = hasattr(self.pair, "_functions")  # a Custom's
         own = type(self.pair).__module__.startswith("ppgen.models.") and not users
         if own and type(self.loss).__module__.startswith("ppgen.") and not networks:
