@@ -368,6 +368,23 @@ def test_sigterm_is_saved_for_too(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("[0-9]*")) == ["000000000009", "000000000042"]
 
 
+def test_a_process_that_misses_another_says_so_before_the_launcher_ends_it(tmp_path):
+    heard = []
+
+    class Missing(SVI):
+        def step(self, *batch):
+            signal.raise_signal(signal.SIGTERM)
+            raise ConnectionError("waited in vain")
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(ConnectionError, match="waited in vain"):
+            train(Missing(normalised()), X, epochs=1, seed=5, progress=False, checkpoint=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not heard
+
+
 def test_a_thread_of_its_own_saves_without_signals(whole, tmp_path):
     name, done = "SVI, redrawn data", []
     worker = threading.Thread(target=lambda: done.append(outcome(*run(name, tmp_path))))

@@ -275,7 +275,7 @@ def test_programs_that_take_particles_for_data_are_refused(loss):
 def test_the_score_function_has_a_signal_where_draws_weigh_nothing():
     """Some classes are impossible under the prior: of log weights −∞ no difference may be taken."""
     prior = torch.tensor([0.0, 0.0, -math.inf])
-    net = nn.Linear(1, 3)
+    free = nn.Embedding.from_pretrained(torch.zeros(10_000, 3), freeze=False)  # a row of logits, and so a draw, a datum
 
     def model(x):
         with data_plate(x):
@@ -284,17 +284,14 @@ def test_the_score_function_has_a_signal_where_draws_weigh_nothing():
 
     def guide(x):
         with data_plate(x):
-            sample("k", dist.Categorical(logits=net(x.unsqueeze(-1))))
+            sample("k", dist.Categorical(logits=free.weight))
 
-    discrete, x = Custom(model, guide, net=net), torch.tensor([0.3, 1.2])
-    with torch.no_grad():
-        net.weight.zero_()
-        net.bias.zero_()
     torch.manual_seed(0)
-    draws = [gradients(iwae(5), discrete, x) for _ in range(3000)]
-    finite = torch.stack([g for g in draws if g.isfinite().all()])
+    x = torch.tensor([0.3, 1.2]).repeat(5000)
+    draws = gradients(iwae(5), Custom(model, guide, net=free), x).view(-1, 3)
+    finite = draws[draws.isfinite().all(-1)]
     assert len(finite) > 0.97 * len(draws)  # a bound is −∞ only where all five draws of a datum weigh nothing
-    assert finite[:, -1].mean() > 3 * finite[:, -1].std() / len(finite) ** 0.5  # away from what is impossible
+    assert finite[:, -1].mean() > 4 * finite[:, -1].std() / len(finite) ** 0.5  # away from what is impossible
 
 
 def test_a_schedule_must_be_a_coefficient():

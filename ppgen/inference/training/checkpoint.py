@@ -179,6 +179,9 @@ class Checkpoints:
         except KeyboardInterrupt:  # a second one, or what obey has raised
             self._received.clear()
             raise
+        except ConnectionError:  # another process is missing: that is why the launcher has sent a SIGTERM to this one
+            self._received = [number for number in self._received if number != signal.SIGTERM]
+            raise
         finally:
             restore()
             self.obey()  # what came after the last save, or broke something (workers of a loader hear a Ctrl-C, too)
