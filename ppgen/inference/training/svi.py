@@ -9,17 +9,16 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppgen.inference.execution.distributed import alike, averaged, current, num_rows
 from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
-from ppgen.inference.losses.schedules import asked, schedules, unannealed
+from ppgen.inference.losses.schedules import schedules, unannealed
 from ppgen.inference.programs.modes import Buffer, buffers_in, buffers_of, evaluating, unmoved
 from ppgen.inference.programs.networks import modules_of
-from ppgen.inference.programs.parameters import Shown, foreign, leaves, showing, trained_parameters
+from ppgen.inference.programs.parameters import showing, trained_parameters
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
@@ -27,6 +26,7 @@ from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
 from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
 from ppgen.inference.training.precision import precision
+from ppgen.inference.training.reached import KnownParameters, check_reached, fault
 from ppgen.pair import Pair
 
 __all__ = ["SVI"]
@@ -38,21 +38,6 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Optimizer:
     """One fused Adam over everything: Pyro's optimisers keep one per tensor, which costs more than it gives."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
-
-
-class _KnownParameters(Messenger):
-    """Refuses a ``param`` site that a first run did not show: no optimiser would ever train it."""
-
-    def __init__(self, names: set[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        if msg["name"] not in self.names:
-            raise ValueError(
-                f"The param site {msg['name']!r} appeared only after the first step, so no optimiser trains it: make "
-                "every pyro.param statement run at the first call."
-            )
 
 
 class SVI:
@@ -110,7 +95,7 @@ class SVI:
         self._compile = compile
         self._compiled: Compiled | None = None
         self._replayed: Replayed | None = None
-        self._known = _KnownParameters(set())
+        self._known = KnownParameters()
         self._moving: list[nn.Module] | None = None  # whose buffers a step changes, once the first has shown them
 
     def prepare(self, *batch: Any) -> None:
@@ -122,14 +107,8 @@ class SVI:
             run(self.pair.model, self.pair.guide, batch)
         self._known.names.update(shown.sites)
         parameters = trained_parameters(self.pair, shown)
-        networks = foreign(shown, parameters)
-        if parameters or networks:
-            self._check_reached(shown, parameters, networks, batch)
-        if not parameters:
-            raise ValueError(
-                "The pair has no parameters to train: give it networks (as attributes, if it is an object of your own; "
-                "by name, Custom(model, guide, net=net), if it is made of functions) or pyro.param statements."
-            )
+        with self._known:
+            check_reached(self.pair, self.loss, shown, parameters, lambda: self._trial(batch))
         with torch.no_grad():
             for parameter in parameters:
                 if 0 in parameter.stride():  # expanded, as some of Pyro's guides make theirs: no step could be written
@@ -143,47 +122,6 @@ class SVI:
         self._check_optimizer(optimizer)
         self.optimizer = optimizer
         self._set_compiled(device)
-
-    def _check_reached(
-        self,
-        shown: Shown,
-        parameters: Sequence[nn.Parameter],
-        networks: dict[nn.Parameter, nn.Module],
-        batch: Sequence[Any],
-    ) -> None:
-        """Refuses what the loss depends on and training would never move: parameters and schedules of nobody's.
-
-        The library's own pairs and losses hold all that they use, unless a part of theirs does not.
-        """
-        users = hasattr(self.pair, "_functions")  # a Custom's
-        own = type(self.pair).__module__.startswith("ppgen.models.") and not users
-        if own and type(self.loss).__module__.startswith("ppgen.") and not networks:
-            return
-        with self._known, asked() as schedules:
-            loss = self._trial(batch)
-        if left := [schedule for schedule in schedules if schedule not in self.schedules and not schedule.done]:
-            raise ValueError(
-                f"The loss uses the warm-up from {left[0].extra_repr()}, which training would not advance: it advances "
-                "those of a loss that is an nn.Module. Make the loss one, with the warm-up as an attribute and "
-                "forward(model, guide, *batch)."
-            )
-        if _fault(loss):
-            return
-        known = {id(parameter) for parameter in parameters} | (shown.hidden - shown.open)
-        # A network that is not to be trained may run under no_grad, or be detached: only the graph tells.
-        lost = [leaf for leaf in leaves(loss) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
-        if not lost:
-            return
-        names = dict.fromkeys(
-            type(networks[p]).__name__ if p in networks else f"a parameter of shape {tuple(p.shape)}" for p in lost
-        )
-        raise ValueError(
-            f"The programs run {' and '.join(names)}, which the pair does not hold (in a list, a dictionary or another "
-            "object, say), so that it would never be trained, in an optimizer or not. Hand networks of functions over "
-            "by name, Custom(model, guide, net=net); make those of an object attributes of it, several as "
-            "nn.ModuleList or nn.ModuleDict; a single number of functions is a pyro.param, that of an object belongs "
-            "to an nn.Module. What is to stay as it is may be frozen, .requires_grad_(False)."
-        )
 
     def _check_optimizer(self, optimizer: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -274,13 +212,13 @@ class SVI:
                     return self._compiled(batch)
                 return gradients(self.loss, self.pair, self.parameters, batch)
             except (AssertionError, AttributeError, TypeError, RuntimeError) as error:  # autograd's
-                fault = None
+                given = None
                 with suppress(Exception):  # what is raised in the loss has words of its own
-                    fault = _fault(self._trial(batch))
-                if fault is None:
+                    given = fault(self._trial(batch))
+                if given is None:
                     raise
                 raise TypeError(
-                    f"loss must give a scalar tensor with a gradient, and {_name(self.loss)} gave {fault}."
+                    f"loss must give a scalar tensor with a gradient, and {_name(self.loss)} gave {given}."
                 ) from error
 
     def _buffers(self) -> list[Buffer]:
@@ -383,17 +321,6 @@ class SVI:
             f"{what}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
             "a scale that collapsed to zero, or data of an unexpected range."
         )
-
-
-def _fault(value: Any) -> str | None:
-    """Why what a loss gave has no gradients, if so."""
-    if not isinstance(value, Tensor):
-        return f"a value of type {type(value).__name__}"
-    if value.numel() != 1:
-        return f"a tensor of shape {tuple(value.shape)}: take its mean over the data, .mean()"
-    if not value.requires_grad:
-        return "a tensor without one: leave out .detach(), torch.no_grad() and the like"
-    return None
 
 
 def _name(loss: Any) -> str:
