@@ -11,7 +11,17 @@ from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormalMessenger
 from pyro.poutine.guide import GuideMessenger
 
-from ppgen.inference import ais, elbo, fit, iwae, latent_report, log_likelihood, repaired_log_likelihood
+from ppgen.inference import (
+    ais,
+    dreg,
+    elbo,
+    fit,
+    iwae,
+    latent_report,
+    log_likelihood,
+    repaired_log_likelihood,
+    sticking_the_landing,
+)
 from ppgen.inference.losses.loss import as_loss
 from ppgen.models import Custom
 from ppgen.pair import data_plate
@@ -57,7 +67,7 @@ def test_the_likelihood_does_not_cancel(guide):
     assert torch.allclose(chains.values, EXACT[:5], atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", [elbo(), iwae(5)])
+@pytest.mark.parametrize("loss", [elbo(), iwae(5), sticking_the_landing(), dreg(5)])
 def test_a_messenger_learns_the_posterior(loss):
     pair = Custom(model, Amortised(model))
     fit(pair, X, loss=loss, epochs=150, optimizer=lambda p: torch.optim.Adam(p, lr=0.05), seed=0, progress=False)

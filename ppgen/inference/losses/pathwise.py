@@ -152,8 +152,8 @@ def _held_weights(
         site["value"] = _ScaledGradient.apply(site["value"], weights)
     with plate:
         model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
-    with _held(guide), plate:
-        guide_trace = run_guide(poutine.replay(guide, trace=drawn), batch, observed=structure.observed)
+    with _held(guide):  # the plate within, so that guides that run the model meet the same sites as before
+        guide_trace = run_guide(poutine.replay(plate(guide), trace=drawn), batch, observed=structure.observed)
         for site in sites(guide_trace).values():
             site["scored"] = log_prob(site)  # now, while the parameters are held
     return combine(model_trace, guide_trace, 1, num_particles, scaled=True).log_weights, weights
