@@ -43,6 +43,8 @@ def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Op
 class SVI:
     """One optimisation step of a pair on a batch: ``SVI(pair, loss, optimizer).step(*batch) -> loss``.
 
+    It trains what has a gradient (``requires_grad``) at its first step: after something was unfrozen, take a new one.
+
     Args:
         pair: anything with ``.model`` and ``.guide``.
         loss: ``(model, guide, *batch) -> scalar``, one of this library's, or a Pyro ELBO.
