@@ -1,8 +1,15 @@
 """The protocol of the VampPrior paper's experiments: data, networks, optimiser, schedule and stopping.
 
 Facts are those of the paper and of its authors' repository (github.com/jmtomczak/vae_vampprior, bb6ff3e). Every linear
-layer is drawn by He's rule, a network for a Gaussian ends in one linear layer for the means and another for the
-log-variances (the optimiser normalises the gradient of each by itself), and log-variances are clamped to [−6, 2].
+layer of a published network is drawn by He's rule, a network for a Gaussian ends in one linear layer for the means and
+another for the log-variances (the optimiser normalises the gradient of each by itself), and log-variances are clamped
+to [−6, 2].
+
+Where this departs from the authors' code: the KL term's coefficient rises from step to step (theirs from epoch to
+epoch); early stopping waits for 50 epochs (51), looks at the losses behind the warm-up only (at all), and at validation
+data with the same noise every time (with fresh noise); probabilities are not clamped at 1e-5; Adam's epsilon is added
+behind its correction of the bias; and the outermost grey levels reach to infinity, so that probabilities sum to one.
+Flows, the PixelCNN and the PixelVAE are no part of the protocol, which lends them its optimiser and its stopping.
 """
 
 from __future__ import annotations

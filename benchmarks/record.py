@@ -4,8 +4,9 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,5 +77,15 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "pyro-ppl", "zuko", "scikit-learn")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: version(name) for name in ("torch", "pyro-ppl", "zuko", "numpy", "scikit-learn")}
+    return {"python": platform.python_version(), **packages, "ppgen": commit()}
+
+
+def commit() -> str:
+    """The commit of the code that runs, "-dirty" if it has been changed since; its version outside of a clone."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return version("ppgen")

@@ -8,8 +8,8 @@
 Training goes on where it stopped: checkpoints lie in OUT/ROW-SEED, so that a long run can be cut (Ctrl-C, or timeout 2h
 in front of the command) and started again by the same command. Each evaluated run is a file RESULTS/ROW-SEED.json, and
 the table is made of these: a row without one says "not run", one that was cut before its early stopping "not
-converged". The log-likelihood of each test image stays in OUT, where runs on the same images find each other for paired
-differences.
+converged". The log-likelihood of each test image lies in RESULTS/values, where runs on the same images find each other
+for paired differences.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import numpy as np
 import protocol
 import torch
 from protocol import QUICK, Settings, of, one_layer, two_layers
-from record import machine, versions, write
+from record import alone_in, machine, versions, write
 from reproduced import MARKS, NOT_RUN, insert, table
 
 from ppgen import posteriors
 from ppgen.decoders import bits_per_dim
 from ppgen.inference import dreg, elbo, fit, iwae, latent_report, log_likelihood
 from ppgen.inference.training.checkpoint import Checkpoints
+from ppgen.inference.training.fit import usable_device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reproduce"
@@ -66,7 +67,7 @@ class Row(NamedTuple):
         prior, posterior, objective: by name.
         loss: makes the objective of the settings.
         data: the name of the data.
-        published: −log p(x) under this protocol, its standard error, and where it was read.
+        published: −log p(x), its standard error, and where it was read.
         band: how far ours may be from it before a bug is looked for.
         num_samples: S, where the likelihood is exact with fewer than the protocol's.
     """
@@ -98,7 +99,8 @@ def weighted(kind: Callable[[int], Any], k: int) -> dict[str, Any]:
     return {"objective": f"{'IWAE' if kind is iwae else 'DReG'}, k = {k}", "loss": lambda s: kind(k)}
 
 
-RERUN = "Exemplar VAE's rerun"
+RERUN = "the rerun in Exemplar VAE (Norouzi, Fleet & Norouzi, 2020)"
+LIBRARY = "pytorch-generative's own runs, under another protocol"
 ROWS = {
     "vae-standard": vae(published=(84.45, 0.12, RERUN), band=0.35),
     "vae-vamp": vae("vamp", published=(82.43, 0.06, RERUN), band=0.35),
@@ -113,6 +115,7 @@ ROWS = {
     "iwae-5": vae(**weighted(iwae, 5)),
     "iwae-50": vae(**weighted(iwae, 50)),
     "vae-flow-iaf": vae("flow", "iaf"),
+    "vae-flow-sylvester": vae("flow", "sylvester"),
     "vae-vamp-iaf": vae("vamp", "iaf"),
     "vae-flow-iaf-dreg": vae("flow", "iaf", **weighted(dreg, 5)),
     "hvae-standard": hvae("standard", False, published=(82.39, 0.11, RERUN)),
@@ -121,7 +124,7 @@ ROWS = {
     "convhvae-vamp": hvae("vamp", True, published=(79.67, 0.09, RERUN)),
     "pixelcnn": Row(
         "gated PixelCNN", protocol.pixelcnn, "–", "–", "likelihood", lambda s: elbo(),
-        published=(81.50, 0.0, "pytorch-generative"), num_samples=1,
+        published=(81.50, 0.0, LIBRARY), num_samples=1,
     ),
     "pixelvae": Row("PixelVAE", partial(protocol.pixelvae, prior=PRIORS["standard"])),
     "frey-standard": vae(data="freyfaces"),
@@ -130,7 +133,7 @@ ROWS = {
 
 
 class Place(NamedTuple):
-    """Where a run keeps what it has: its checkpoints and the log-likelihood of each datum, and its result."""
+    """Where a run keeps what it has: its checkpoints, its result, and the log-likelihood of each datum."""
 
     out: Path
     results: Path
@@ -147,14 +150,14 @@ class Place(NamedTuple):
 
     @property
     def values(self) -> Path:
-        return self.folder / "log_likelihood.npy"
+        return self.results / "values" / f"{self.name}-{self.seed}.npy"
 
 
 def built(row: Row, seed: int, settings: Settings, quick: bool) -> tuple[Any, Any]:
-    """The data and the pair, with the parameters that this seed starts from."""
+    """The data and the pair, with the parameters that this seed starts from, on a GPU if there is one."""
     x = protocol.load(row.data, quick)
     torch.manual_seed(seed)
-    return x, row.build(x, settings)
+    return x, row.build(x, settings).to(usable_device("auto"))
 
 
 def run(row: Row, place: Place, settings: Settings, quick: bool, epochs: int | None = None) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def evaluate(
     began = time.perf_counter()
     estimate = log_likelihood(pair, x.test, num_samples=row.num_samples or settings.num_samples)
     report = latent_report(pair, x.test) if row.num_samples is None else None
-    epochs = len(history["loss"])
+    epochs, best = len(history["loss"]), history["best_epoch"]
     result = {
         "row": place.name,
         "model": row.model,
@@ -208,9 +211,10 @@ def evaluate(
         "kl": report and report.kl,
         "active_units": report and report.active_units,
         "epochs": epochs,
-        "best_epoch": history["best_epoch"],
+        "best_epoch": best,
         "converged": ended or epochs >= settings.epochs,
-        "validation": min(history["validation"][settings.warmup :], default=None),
+        "validation": None if best is None else history["validation"][best],
+        "compiled": history["compiled"],
         "seconds": round(sum(history["seconds"])),
         "seconds_of_evaluation": round(time.perf_counter() - began),
         "num_parameters": sum(p.numel() for p in pair.parameters()),
@@ -222,9 +226,10 @@ def evaluate(
     }
     if x.num_levels and x.num_levels > 2:
         result["bits_per_dim"] = bits_per_dim(estimate.values, x.event_shape).mean().item()
-    place.folder.mkdir(parents=True, exist_ok=True)
-    np.save(place.values, estimate.values.float().numpy())
-    write(place.result, result)
+    place.values.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in(place.results):
+        np.save(place.values, estimate.values.float().numpy())
+        write(place.result, result)
     return result
 
 
@@ -233,18 +238,28 @@ def _device(pair: Any) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def pair_up(out: Path, results: Path) -> None:
+def pair_up(results: Path) -> None:
     """Notes in each run's file how far it is from the others on the same test data, datum by datum."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    values = {stem: np.load(path) for stem in found if (path := out / stem / "log_likelihood.npy").exists()}
-    for stem, own in values.items():
-        paired = found[stem].get("paired", {})  # with runs whose values may lie elsewhere
-        for other, theirs in values.items():
-            if other != stem and found[other]["test"] == found[stem]["test"]:
-                difference = own.astype(np.float64) - theirs
-                error = difference.std(ddof=1) / sqrt(len(difference))
-                paired[other] = {"difference": difference.mean(), "standard_error": error}
-        write(results / f"{stem}.json", found[stem] | {"paired": paired})
+    with alone_in(results):
+        runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+        values = {stem: np.load(path) for stem in runs if (path := results / "values" / f"{stem}.npy").exists()}
+        for stem, run in runs.items():
+            alike = [other for other in runs if other != stem and runs[other]["test"] == run["test"]]
+            pairs = {other: _pair(runs, values, stem, other) for other in alike}
+            paired = {other: pair for other, pair in pairs.items() if pair}
+            if paired != run.get("paired"):
+                write(results / f"{stem}.json", run | {"paired": paired})
+
+
+def _pair(runs: dict[str, Any], values: dict[str, Any], stem: str, other: str) -> dict[str, float] | None:
+    """A paired difference: from the values, or the one that the file has, unless a run was evaluated again since."""
+    if stem in values and other in values:
+        difference = values[stem].astype(np.float64) - values[other]
+        error = difference.std(ddof=1) / sqrt(len(difference))
+        return {"difference": difference.mean(), "standard_error": error}
+    found = runs[stem].get("paired", {}).get(other)
+    means = runs[stem]["log_likelihood"] - runs[other]["log_likelihood"]
+    return found if found and abs(found["difference"] - means) < 1e-3 else None
 
 
 def state_of(place: Place) -> str:
@@ -266,7 +281,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="the rows, and how far each is")
     parser.add_argument("--evaluate", action="store_true", help="evaluate checkpoints as they are")
     parser.add_argument("--table", action="store_true", help="only rebuild the table")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="checkpoints and per-datum values")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="checkpoints")
     parser.add_argument("--results", type=Path, help="a folder for the JSON files; README.md is then left alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="stop after so many, before the protocol's end")
@@ -289,7 +304,8 @@ def main() -> None:
             go(ROWS[name], place, settings, args.quick)
         print(f"{name}: {state_of(place)}", flush=True)
     if not args.list:
-        pair_up(args.out, results)
+        results.mkdir(parents=True, exist_ok=True)
+        pair_up(results)
         text = table(ROWS, results)
         print(text)
         if results == RESULTS:

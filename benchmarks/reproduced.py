@@ -13,14 +13,15 @@ NOT_RUN = "not run"
 
 def table(rows: Mapping[str, Any], results: Path) -> str:
     """All rows in Markdown: binary images in nats, grey ones in bits per dimension, then paired differences."""
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    runs = {stem: run for stem, run in found.items() if run["row"] in rows}
     nats = {name: row for name, row in rows.items() if row.data == "mnist"}
     bits = {name: row for name, row in rows.items() if row.data != "mnist"}
     parts = [
         _table(nats, runs, "−log p(x), nats", _nats),
         _table(bits, runs, "bits per dimension", _bits),
         "\n".join(_beaten(nats, runs)),
-        "\n".join(_footnotes([run for run in runs.values() if run["row"] in rows])),
+        "\n".join(_footnotes(rows, runs)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -41,13 +42,14 @@ def insert(text: str, readme: Path, marks: tuple[str, str]) -> None:
 
 def _table(rows: Mapping[str, Any], runs: Mapping[str, Any], unit: str, value: Any) -> str:
     head = ["model", "prior", "posterior", "objective", "published", unit, "errors", "reliable"]
-    head += ["−ELBO", "KL", "active", "epochs", ""]
+    head += ["−ELBO", "KL, nats", "active", "epochs", "against the published"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in rows.items():
         published = "–" if row.published is None else _published(row)
         begin = [row.model, row.prior, row.posterior, row.objective, published]
         own = [run for run in runs.values() if run["row"] == name]
         for run in own:
+            begin[0] = row.model if len(own) == 1 else f"{row.model}, seed {run['seed']}"
             lines.append("| " + " | ".join([*begin, *value(run), *_latent(run), _verdict(row, run)]) + " |")
         if not own:
             lines.append("| " + " | ".join([*begin, NOT_RUN, *[""] * 7]) + " |")
@@ -74,9 +76,13 @@ def _bits(run: Mapping[str, Any]) -> list[str]:
 
 
 def _latent(run: Mapping[str, Any]) -> list[str]:
-    kl = "–" if run["kl"] is None else " + ".join(f"{v:.1f}" for v in run["kl"].values())
-    active = "–" if run["active_units"] is None else " + ".join(str(v) for v in run["active_units"].values())
-    return [kl, active, f"{run['epochs']}"]
+    kl, active = run["kl"] or {}, run["active_units"] or {}
+    several = len(kl) > 1
+    shown = [
+        ", ".join(f"{site} {value}" if several else value for site, value in of.items()) or "–"
+        for of in ({site: f"{v:.1f}" for site, v in kl.items()}, {site: str(v) for site, v in active.items()})
+    ]
+    return [*shown, f"{run['epochs']}"]
 
 
 def _verdict(row: Any, run: Mapping[str, Any]) -> str:
@@ -84,7 +90,7 @@ def _verdict(row: Any, run: Mapping[str, Any]) -> str:
         return f"not converged: {run['epochs']} epochs"
     if row.published is None or not run["data"].startswith(row.data):
         return ""
-    away = -run["log_likelihood"] - row.published[0]
+    away = round(-run["log_likelihood"] - row.published[0], 2)  # as it is shown
     if row.band is None:
         return f"{away:+.2f}"
     return f"{away:+.2f}, {'within' if abs(away) <= row.band else 'OUTSIDE'} ± {row.band:.2f}"
@@ -93,7 +99,11 @@ def _verdict(row: Any, run: Mapping[str, Any]) -> str:
 def _beaten(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterable[str]:
     """The best run of one layer: how far from the best published row, and from our runs of those, datum by datum."""
     layer = {name: row for name, row in rows.items() if row.model == "VAE, one layer"}
-    own = {stem: run for stem, run in runs.items() if run["row"] in layer}
+    own = {
+        stem: run
+        for stem, run in runs.items()
+        if run["row"] in layer and run["converged"] and run["data"].startswith(layer[run["row"]].data)
+    }
     best = max(own, key=lambda stem: own[stem]["log_likelihood"], default=None)
     published = [row for row in layer.values() if row.published]
     if best is None or not published:
@@ -102,23 +112,43 @@ def _beaten(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterable[str]:
     ours = layer[run["row"]]
     away = -run["log_likelihood"] - theirs.published[0]
     yield (
-        f"- Best of one layer so far: `{best}` (prior {ours.prior}, posterior {ours.posterior}, {ours.objective}), "
-        f"{away:+.2f} nats from the best published of one layer ({theirs.prior}, {theirs.published[0]:.2f})."
+        f"- The best of one layer that was run to its end, chosen by this very number: `{best}` (prior {ours.prior}, "
+        f"posterior {ours.posterior}, {ours.objective}), {abs(away):.2f} nats {'better' if away < 0 else 'worse'} than "
+        f"the best published of one layer ({theirs.prior}, {theirs.published[0]:.2f})."
     )
     for stem in own:
-        found = run.get("paired", {}).get(stem) if best != stem else None
-        if found and layer[own[stem]["row"]].published:
-            nats = f"{found['difference']:.2f} ± {found['standard_error']:.2f} nats"
-            yield f"- `{best}` is better than `{stem}` by {nats}, paired image by image."
+        if stem == best or not layer[own[stem]["row"]].published:
+            continue
+        found = run.get("paired", {}).get(stem)
+        if found is None:
+            yield f"- `{best}` and `{stem}` cannot be paired: the values of one of them are not here."
+            continue
+        nats = f"{abs(found['difference']):.2f} ± {found['standard_error']:.2f} nats"
+        which = "better" if found["difference"] > 0 else "worse"
+        yield f"- `{best}` is {which} than `{stem}` by {nats}, paired image by image."
+    if run["is_lower_bound"]:
+        yield (
+            "- These differences are of bounds, the looser the fewer weights can be trusted; ± is the standard error "
+            "over the test images, for one run of each."
+        )
 
 
-def _footnotes(runs: list[Any]) -> Iterable[str]:
-    """Where the runs were made, and how long they took."""
+def _footnotes(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterable[str]:
+    """Where the published numbers were read, where ours were made, how long that took, and what was odd about it."""
+    sources: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if row.published:
+            sources.setdefault(row.published[2], []).append(f"`{name}`")
+    for source, names in sources.items():
+        yield f"- Published, {', '.join(names)}: {source}."
     places: dict[str, list[str]] = {}
-    for run in runs:
+    for stem, run in runs.items():
         place = run["machine"] if run.get("device", "cpu") == "cpu" else f"{run['device']} beside {run['machine']}"
-        places.setdefault(place, []).append(f"`{run['row']}-{run['seed']}` {run['seconds'] / 3600:.1f} h")
+        places.setdefault(place, []).append(f"`{stem}` {run['seconds'] / 3600:.1f} h")
     for place, hours in places.items():
         yield f"- Evaluated on {place}; hours of training: {', '.join(hours)}."
-    for data in sorted({run["data"] for run in runs}):
+    for data in sorted({run["data"] for run in runs.values()}):
         yield f"- Data: {data}."
+    for stem, run in runs.items():
+        if note := run.get("note"):
+            yield f"- `{stem}`: {note}."

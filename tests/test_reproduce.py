@@ -4,13 +4,14 @@ import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from ppgen import data
+from ppgen import data, posteriors
 from ppgen.catalogue import MODELS, settings_of
 from ppgen.catalogue.training import variational
 from ppgen.cli.options import HELP
@@ -81,6 +82,68 @@ def test_the_protocols_numbers(scripts):
     rows = reproduce.ROWS
     assert {rows["vae-standard"].published[:2], rows["vae-vamp"].published[:2]} == {(84.45, 0.12), (82.43, 0.06)}
     assert rows["vae-standard"].band == rows["vae-vamp"].band == 0.35
+
+
+PUBLISHED = {
+    "vae-standard": 84.45, "vae-vamp": 82.43, "hvae-standard": 82.39, "hvae-vamp": 81.56, "convhvae-standard": 80.52,
+    "convhvae-vamp": 79.67, "pixelcnn": 81.50,
+}  # fmt: skip
+PRIORS = {"standard": "StandardNormal", "mixture": "MixtureOfGaussians", "vamp": "VampPrior", "flow": "Flow"}
+
+
+def test_every_row_is_what_it_is_called(scripts):
+    """Each is built at full size, by the names that the table shows."""
+    protocol, reproduce, _ = scripts
+    rows = reproduce.ROWS
+    one_layer = {"standard", "mixture", "vamp", "flow", "full", "householder", "planar", "sylvester", "iaf", "spline"}
+    assert {f"vae-{name}" for name in one_layer} < set(rows)
+    assert {"iwae-5", "iwae-50", "pixelvae", "frey-standard", "frey-vamp", *PUBLISHED} < set(rows)
+    assert {name: row.published[0] for name, row in rows.items() if row.published} == PUBLISHED
+    s, x = protocol.Settings(), SimpleNamespace(event_shape=(1, 28, 28), num_levels=2)
+    sizes = {}
+    for name, row in rows.items():
+        if row.data != "mnist":
+            continue
+        pair = row.build(x, s)
+        sizes[name] = sum(p.numel() for p in pair.parameters())
+        if name == "pixelcnn":
+            continue
+        assert type(pair.prior).__name__ == PRIORS[row.prior], name
+        posterior = pair.posterior if hasattr(pair, "posterior") else pair.posteriors[-1]
+        kind = {"diagonal": "DiagNormal", "full": "FullNormal", "iaf": "IAF"}.get(row.posterior, row.posterior.title())
+        assert type(posterior).__name__ == kind, name
+        if row.prior in ("mixture", "vamp"):
+            prior = pair.prior
+            assert (len(prior.pseudo_inputs) if row.prior == "vamp" else len(prior.logits)) == 500, name
+        loss = row.loss(s)
+        k = int(row.objective.partition("k = ")[2] or 1)
+        assert type(loss).__name__ == row.objective.partition(",")[0] and loss.num_particles == k, name
+        # Every Gaussian has its log-variance in [−6, 2].
+        clamped = [m for m in pair.modules() if isinstance(m, posteriors.DiagNormal)]
+        assert all(m.log_scale_range == (-3.0, 1.0) for m in clamped), name
+        one = row.posterior == "diagonal" or row.prior == "vamp"  # whose components are diagonal
+        assert len(clamped) == (3 if "two layers" in row.model else one), name
+    assert rows["vae-householder"].build(x, s).posterior.num_reflections == 10
+    # Gated layers 784-300-300 and 40-300-300, heads of 40, 40 and 784; and so on, by hand from the published code.
+    gated = lambda i, o: 2 * (i * o + o)  # noqa: E731
+    head = lambda i, o: i * o + o  # noqa: E731
+    encoder = gated(784, 300) + gated(300, 300) + 2 * head(300, 40)
+    assert sizes["vae-standard"] == encoder + gated(40, 300) + gated(300, 300) + head(300, 784)
+    assert sizes["vae-vamp"] == sizes["vae-standard"] + 500 * 784
+    between = gated(40, 300) + gated(300, 300) + 2 * head(300, 40)
+    two = gated(784, 300) + gated(40, 300) + gated(600, 300) + 2 * head(300, 40)  # q(z1 | x, z2)
+    pixels = 2 * gated(40, 300) + gated(600, 300) + head(300, 784)
+    assert sizes["hvae-standard"] == encoder + between + two + pixels
+    assert sizes["hvae-vamp"] == sizes["hvae-standard"] + 500 * 784
+
+    def convolutions(first, third):
+        layers = ((1, 32, first), (32, 32, 3), (32, 64, third), (64, 64, 3), (64, 6, 3))
+        return sum(gated(i * k * k, o) for i, o, k in layers)
+
+    upper = convolutions(7, 5) + 2 * head(294, 40)
+    lower = convolutions(3, 3) + gated(40, 294) + gated(588, 300) + 2 * head(300, 40)
+    images = 2 * gated(40, 300) + gated(600, 784) + gated(9, 64) + 3 * gated(64 * 9, 64) + head(64, 1)
+    assert sizes["convhvae-standard"] == upper + lower + between + images
 
 
 def test_the_networks_of_the_one_layer_vae(scripts):
@@ -253,7 +316,7 @@ def test_a_row_from_training_to_the_table(row, scripts, tmp_path, monkeypatch, c
     )
     assert set(stated.split()) <= set(result) and "split after a shuffle with seed 0" in result["data"]
     assert result["log_likelihood"] > result["elbo"]
-    values = np.load(out / f"{row}-0" / "log_likelihood.npy")
+    values = np.load(out / "results" / "values" / f"{row}-0.npy")
     assert values.shape == (300,) and values.mean() == pytest.approx(result["log_likelihood"], abs=1e-3)
     number = f"{result['bits_per_dim']:.3f}" if "frey" in row else f"{-result['log_likelihood']:.2f}"
     assert number in printed and printed.count("not run") >= len(scripts[1].ROWS) - 1
@@ -261,6 +324,19 @@ def test_a_row_from_training_to_the_table(row, scripts, tmp_path, monkeypatch, c
     command(scripts, monkeypatch, "--rows", row, "--out", out, "--evaluate")
     again = json.loads((out / "results" / f"{row}-0.json").read_text())
     assert again["log_likelihood"] == result["log_likelihood"] and again["best_epoch"] == result["best_epoch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["hvae-vamp", "convhvae-vamp", "pixelcnn", "pixelvae", "iwae-5", "vae-flow-iaf-dreg"])
+def test_every_kind_of_row_can_be_run(row, scripts, tmp_path, monkeypatch, capsys):
+    command(scripts, monkeypatch, "--rows", row, "--out", tmp_path)
+    result = json.loads((tmp_path / "results" / f"{row}-0.json").read_text())
+    assert result["num_samples"] == (1 if row == "pixelcnn" else 50) and result["converged"]
+    sites = {"hvae-vamp": {"z1", "z2"}, "convhvae-vamp": {"z1", "z2"}, "pixelcnn": set()}
+    assert set(result["kl"] or ()) == sites.get(row, {"z"})
+    # An image of 64 pixels at random costs 44 nats.
+    assert -44 < result["elbo"] <= result["log_likelihood"] < -15
+    assert f"{-result['log_likelihood']:.2f}" in capsys.readouterr().out
 
 
 def test_a_run_that_was_cut_is_called_that_and_goes_on(scripts, tmp_path, monkeypatch, capsys):
@@ -325,24 +401,86 @@ def test_the_table_is_made_of_the_files_and_of_nothing_else(scripts, tmp_path):
 
 def test_runs_on_the_same_images_are_compared_image_by_image(scripts, tmp_path):
     _, reproduce, reproduced = scripts
-    out, results = tmp_path, tmp_path / "results"
-    results.mkdir()
+    (tmp_path / "values").mkdir()
     noise = np.random.RandomState(0).normal(size=(2, 1000))
     values = {"vae-standard": -84 + 20 * noise[0], "vae-iaf": -83.5 + 20 * noise[0] + noise[1]}
     for row, own in values.items():
-        (out / f"{row}-0").mkdir()
-        np.save(out / f"{row}-0" / "log_likelihood.npy", own)
-        (results / f"{row}-0.json").write_text(json.dumps(result(row, -own.mean())))
-    (results / "vae-vamp-0.json").write_text(json.dumps(result("vae-vamp", 90.0, test=["other images"])))
-    reproduce.pair_up(out, results)
-    paired = json.loads((results / "vae-iaf-0.json").read_text())["paired"]
+        np.save(tmp_path / "values" / f"{row}-0.npy", own)
+        (tmp_path / f"{row}-0.json").write_text(json.dumps(result(row, -own.mean(), is_lower_bound=True)))
+    (tmp_path / "vae-vamp-0.json").write_text(json.dumps(result("vae-vamp", 90.0, test=["other images"])))
+    reproduce.pair_up(tmp_path)
+    paired = json.loads((tmp_path / "vae-iaf-0.json").read_text())["paired"]
     assert set(paired) == {"vae-standard-0"}
     assert paired["vae-standard-0"]["difference"] == pytest.approx(0.5 + noise[1].mean())
     assert paired["vae-standard-0"]["standard_error"] == pytest.approx(noise[1].std(ddof=1) / 1000**0.5)
-    text = reproduced.table(reproduce.ROWS, results)
-    assert "`vae-iaf-0` is better than `vae-standard-0` by" in text
+    text = reproduced.table(reproduce.ROWS, tmp_path)
+    difference = f"{0.5 + noise[1].mean():.2f} ± {noise[1].std(ddof=1) / 1000**0.5:.2f}"
+    assert f"`vae-iaf-0` is better than `vae-standard-0` by {difference} nats" in text
     away = -values["vae-iaf"].mean() - 82.43
-    assert f"`vae-iaf-0` (prior standard, posterior iaf, ELBO), {away:+.2f} nats from the best published" in text
+    assert f"`vae-iaf-0` (prior standard, posterior iaf, ELBO), {away:.2f} nats worse than the best published" in text
+    assert "`vae-iaf-0` and `vae-vamp-0` cannot be paired" in text and "differences are of bounds" in text
+
+
+def test_a_pair_without_its_values_stays_until_one_of_its_runs_is_another(scripts, tmp_path):
+    pair = {"difference": 1.5, "standard_error": 0.1}
+    for row, value, other in (("vae-standard", 84.5, "vae-iaf-0"), ("vae-iaf", 83.0, "vae-standard-0")):
+        sign = -1 if row == "vae-standard" else 1
+        paired = {other: pair | {"difference": sign * 1.5}}
+        (tmp_path / f"{row}-0.json").write_text(json.dumps(result(row, value, paired=paired)))
+
+    def paired_of(row):
+        scripts[1].pair_up(tmp_path)
+        return json.loads((tmp_path / f"{row}-0.json").read_text())["paired"]
+
+    assert paired_of("vae-iaf") == {"vae-standard-0": pair}
+    (tmp_path / "vae-standard-0.json").write_text(json.dumps(result("vae-standard", 84.2)))
+    assert paired_of("vae-iaf") == paired_of("vae-standard") == {}
+
+
+def test_only_what_was_run_to_its_end_on_these_data_is_called_the_best(scripts, tmp_path):
+    _, reproduce, reproduced = scripts
+    for run in (
+        result("vae-standard", 84.6),
+        result("vae-iaf", 80.0, converged=False),
+        result("vae-flow", 20.0, data="digits, …"),
+        result("vae-vamp", 82.0, seed=1),
+        result("vae-vamp", 82.5),
+    ):
+        (tmp_path / f"{run['row']}-{run['seed']}.json").write_text(json.dumps(run))
+    text = reproduced.table(reproduce.ROWS, tmp_path)
+    assert "`vae-vamp-1` (prior vamp, posterior diagonal, ELBO), 0.43 nats better than the best published" in text
+    assert "| VAE, one layer, seed 0 | vamp |" in text and "| VAE, one layer, seed 1 | vamp |" in text
+
+
+def test_the_band_is_as_wide_as_it_says(scripts, tmp_path):
+    _, reproduce, reproduced = scripts
+    for value, said in ((84.10, "-0.35, within"), (84.80, "+0.35, within"), (84.81, "+0.36, OUTSIDE")):
+        (tmp_path / "vae-standard-0.json").write_text(json.dumps(result("vae-standard", value)))
+        assert f"{said} ± 0.35" in reproduced.table(reproduce.ROWS, tmp_path)
+
+
+def test_the_committed_table_is_that_of_the_committed_files(scripts):
+    _, reproduce, reproduced = scripts
+    begin, end = reproduced.MARKS
+    readme = reproduce.README.read_text()
+    assert readme[readme.index(begin) + len(begin) : readme.index(end)].strip() == reproduced.table(
+        reproduce.ROWS, reproduce.RESULTS
+    )
+    runs = {path.stem: json.loads(path.read_text()) for path in reproduce.RESULTS.glob("*.json")}
+    stated = (
+        "model prior posterior objective log_likelihood mc_standard_error data_standard_error reliable_fraction elbo"
+    )
+    stated += " kl active_units epochs best_epoch converged seconds seed num_samples settings machine versions"
+    for stem, run in runs.items():
+        row = reproduce.ROWS[run["row"]]
+        assert set(stated.split()) <= set(run), stem
+        assert run["num_samples"] == (row.num_samples or 5000) and run["log_likelihood"] >= run["elbo"], stem
+        assert (run["prior"], run["posterior"], run["objective"]) == (row.prior, row.posterior, row.objective), stem
+        for other, pair in run["paired"].items():
+            means = run["log_likelihood"] - runs[other]["log_likelihood"]
+            assert pair["difference"] == pytest.approx(means, abs=1e-3), (stem, other)
+        if (path := reproduce.RESULTS / "values" / f"{stem}.npy").exists():
+            assert np.load(path).mean(dtype=float) == pytest.approx(run["log_likelihood"], abs=1e-3), stem
 
 
 def test_an_unknown_row_is_named(scripts, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
 from ppgen.inference.losses.schedules import Schedule
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import modules_of
-from ppgen.inference.training.precision import widened
+from ppgen.inference.programs.precision import widened
 
 __all__ = ["Compiled", "Gradients", "gradients"]
 
