@@ -273,12 +273,40 @@ def test_a_graph_that_went_stale_is_found_at_the_next_check(monkeypatch, caplog)
     step([X])
     factor[0] = 2.0  # in a closure, where nothing can see it
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
+        found = []
+        for _ in range(4):  # the check is at the third of them, and the fourth confirms it
+            torch.manual_seed(5)
+            found.append(step([X]).loss)
+    torch.manual_seed(5)
+    now = gradients(loss, pair, parameters, [X]).loss
+    assert torch.allclose(torch.stack(found), now * torch.tensor([0.5, 0.5, 1.0, 1.0]), rtol=1e-5)
+    assert "traced anew" in caplog.text and step.reason is None
+
+
+@pytest.mark.parametrize("differs", [{1}, {3}, {1, 3}, {1, 2}, {3, 4}])
+def test_one_batch_on_a_kink_is_left_to_eager_and_two_in_a_row_are_not(differs, monkeypatch, caplog):
+    """Comparisons are numbered: those of new graphs, at calls 3 and 4, and at each call after one that differed."""
+    compared, measured = [], compiled._difference
+
+    def difference(*given):
+        compared.append(len(compared) + 1)
+        return "the gradient of parameter 0" if compared[-1] in differs else measured(*given)
+
+    pair, loss = small_vae(), elbo()
+    parameters = list(pair.parameters())
+    step = Compiled(loss, pair, parameters)
+    monkeypatch.setattr(compiled, "_difference", difference)
+    monkeypatch.setattr(compiled, "CHECKS", {3, 4})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
             torch.manual_seed(5)
             got = step([X])
-    torch.manual_seed(5)
-    assert torch.allclose(got.loss, gradients(loss, pair, parameters, [X]).loss, rtol=1e-5)
-    assert "traced anew" in caplog.text and step.reason is None
+            torch.manual_seed(5)
+            assert torch.allclose(got.loss, gradients(loss, pair, parameters, [X]).loss, rtol=1e-5)
+    assert (step.reason is None) == (differs != {1, 2})
+    assert ("disagree in the gradient of parameter 0" in caplog.text) == (differs == {1, 2})
+    assert ("traced anew" in caplog.text) == (differs == {3, 4})
+    assert not step._doubted
 
 
 def test_batches_in_another_order_in_memory_are_read_right():

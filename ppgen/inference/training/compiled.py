@@ -72,9 +72,11 @@ class Compiled:
 
     A graph is made at the first batch: the loss is traced through Pyro (twice: a program that is not the same at every
     call, or for every order of the rows, is refused), compiled, and its results compared with those of eager at the
-    same noise. The comparison is made again at fixed steps. Train and eval mode, and plain numbers among the attributes
-    of the pair and the loss, are looked at before each step; where they change there is another graph. What cannot be
-    traced, or comes out differently, runs in eager from then on, and is said once.
+    same noise. The comparison is made again at fixed steps. What differs once may lie on a kink of the loss (the knot
+    of a spline), to whose sides two ways of rounding may fall: it counts if the next batch differs, too, and this one
+    is left to eager. Train and eval mode, and plain numbers among the attributes of the pair and the loss, are looked
+    at before each step; where they change there is another graph. What cannot be traced, or comes out differently,
+    runs in eager from then on, and is said once.
 
     Args:
         loss: ``(model, guide, *batch) -> scalar``.
@@ -95,6 +97,7 @@ class Compiled:
         modules = [part for module in modules_of(pair) for part in module.modules()]
         self._buffers = [(part._buffers, name) for part in modules for name in part._buffers]
         self._retraced = 0
+        self._doubted: set[Any] = set()  # forms of batches whose last one came out differently
         # Of the run that this one continues, by what its keys look like: calls, and which of them had a graph.
         self._earlier: dict[str, tuple[int, bool]] = {}
         if self.reason:
@@ -119,7 +122,7 @@ class Compiled:
             if others and calls <= PATIENCE and not had_graph:
                 return self._eager(batch)
             return self._build(key, batch)
-        if calls in CHECKS or calls % CHECK_EVERY == 0:
+        if key in self._doubted or calls in CHECKS or calls % CHECK_EVERY == 0:
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
 
@@ -174,13 +177,22 @@ class Compiled:
                 code = _Code(graph.compile(batch), graph, used, self.memory())
             with self._given_back(batch):
                 found = self._run(code, batch)
-            if (difference := _difference(found, wanted, self.tolerance)) is not None:
+            if difference := _difference(found, wanted, self.tolerance):
+                if self._is_first_doubt(key):
+                    return self._eager(batch)
                 raise CannotTrace(f"compiled and eager disagree in {difference}")
         except CannotTrace as error:
             self._give_up(str(error))
             return self._eager(batch)
         self._codes[key] = code
+        self._doubted.discard(key)
         return self._run(code, batch)
+
+    def _is_first_doubt(self, key: Any) -> bool:
+        """Whether this is the first of such batches to come out differently, and not the second in a row."""
+        first = key not in self._doubted
+        (self._doubted.add if first else self._doubted.discard)(key)
+        return first
 
     def _trace(self, used: Sequence[bool], batch: Sequence[Tensor]) -> Graph:
         def function(*given: Tensor) -> list[Tensor]:
@@ -199,13 +211,16 @@ class Compiled:
         with self._given_back(batch):
             found = self._run(code, batch)
         try:
-            stale = _difference(found, wanted, self.tolerance) is not None or (
-                again and not code.graph.same_as(self._trace(code.used, batch))
-            )
+            stale = again and not code.graph.same_as(self._trace(code.used, batch))
         except CannotTrace:
             stale = True
         if not stale:
-            return self._run(code, batch)
+            if _difference(found, wanted, self.tolerance) is None:
+                self._doubted.discard(key)
+                return self._run(code, batch)
+            if self._is_first_doubt(key):
+                return self._eager(batch)
+        self._doubted.discard(key)
         del self._codes[key]
         self._retraced += 1
         if self._retraced > 2:
