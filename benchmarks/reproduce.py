@@ -188,7 +188,9 @@ def run_so_far(row: Row, place: Place, settings: Settings, quick: bool) -> dict[
         )
     x, pair = built(row, place.seed, settings, quick)
     pair.load_state_dict((state["place"]["best_state"] or state["pair"])[0])
-    return evaluate(row, place, settings, x, pair, state["place"]["history"], state["place"]["ended"])
+    step = state["step"]["compiled"]
+    history = state["place"]["history"] | {"compiled": step is not None and step["reason"] is None}
+    return evaluate(row, place, settings, x, pair, history, state["place"]["ended"])
 
 
 def evaluate(
