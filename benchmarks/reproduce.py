@@ -255,11 +255,11 @@ def pair_up(results: Path) -> None:
 
 def _pair(runs: dict[str, Any], values: dict[str, Any], stem: str, other: str) -> dict[str, float] | None:
     """A paired difference: from the values, or the one that the file has, unless a run was evaluated again since."""
+    found = runs[stem].get("paired", {}).get(other)
     if stem in values and other in values:
         difference = values[stem].astype(np.float64) - values[other]
         error = difference.std(ddof=1) / sqrt(len(difference))
-        return {"difference": difference.mean(), "standard_error": error}
-    found = runs[stem].get("paired", {}).get(other)
+        found = {"difference": difference.mean(), "standard_error": error}
     means = runs[stem]["log_likelihood"] - runs[other]["log_likelihood"]
     return found if found and abs(found["difference"] - means) < 1e-3 else None
 

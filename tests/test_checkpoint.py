@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppgen import decoders, models, nn, priors
 from ppgen.data.binarize import DynamicBinarization
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, train, warmup
+from ppgen.inference.execution.distributed import MissingProcess
 from ppgen.inference.training.adversarial import wasserstein_gp
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
@@ -374,11 +375,11 @@ def test_a_process_that_misses_another_says_so_before_the_launcher_ends_it(tmp_p
     class Missing(SVI):
         def step(self, *batch):
             signal.raise_signal(signal.SIGTERM)
-            raise ConnectionError("waited in vain")
+            raise MissingProcess("waited in vain")
 
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        with pytest.raises(ConnectionError, match="waited in vain"):
+        with pytest.raises(MissingProcess, match="waited in vain"):
             train(Missing(normalised()), X, epochs=1, seed=5, progress=False, checkpoint=tmp_path)
     finally:
         signal.signal(signal.SIGTERM, before)

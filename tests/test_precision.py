@@ -5,8 +5,7 @@ import torch
 from parts import small_vae
 
 from ppgen import decoders, models, nn, posteriors, priors
-from ppgen.inference import SVI, fit, log_likelihood
-from ppgen.inference.programs.precision import precision
+from ppgen.inference import SVI, fit
 
 X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
 
@@ -27,36 +26,15 @@ def test_a_gradient_in_half_precision_is_finite_where_its_sum_is_not(compile):
 def test_bf16_is_near_float32_and_changes_nothing_outside(compile):
     """By autocast: eight bits of mantissa in the matrix products, float32 everywhere else."""
     losses, seen = {}, set()
-    for name in ("float32", "bf16"):
+    for precision in ("float32", "bf16"):
         pair = small_vae()
         pair.decoder.register_forward_hook(lambda _, z, p_x: seen.update((z[0].dtype, p_x.sample().dtype)))
-        history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=name)
+        history = fit(pair, X, epochs=3, batch_size=24, seed=0, progress=False, compile=compile, precision=precision)
         assert history.compiled == compile
         assert all(p.dtype == torch.float32 for p in pair.parameters()) and not torch.is_autocast_enabled("cpu")
-        losses[name] = history.loss
+        losses[precision] = history.loss
     assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=2e-3)
     assert seen == {torch.float32}
-
-
-def test_convolutions_on_a_gpu_are_as_exact_as_matrix_products():
-    """By torch's default they would be in TF32; that of others is left as it was."""
-    before = torch.backends.cudnn.allow_tf32
-    for device, name, allowed in (("cuda", "float32", False), ("cuda", "tf32", True), ("cpu", "float32", before)):
-        with precision(name, torch.device(device)):
-            assert torch.backends.cudnn.allow_tf32 is allowed
-        assert torch.backends.cudnn.allow_tf32 is before
-
-
-def test_evaluation_is_in_float32(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "ppgen.inference.programs.modes.precision",
-        lambda name, device: asked.append((name, device)) or precision(name, device),
-    )
-    pair = small_vae()
-    SVI(pair, precision="bf16").evaluate(X)
-    log_likelihood(pair, X, num_samples=2)
-    assert set(asked) == {("float32", torch.device("cpu"))} and len(asked) >= 2
 
 
 def test_tf32_is_given_back_and_an_unknown_precision_is_named():

@@ -3,6 +3,7 @@
 import functools
 import gc
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -263,8 +264,28 @@ def test_schedules_count_steps_and_epochs():
         warmup(1, steps=2)
 
 
-def test_a_warm_up_in_use_goes_on_aloud(caplog):
-    objective = elbo(beta=warmup(steps=4))
+annealed = elbo(beta=warmup(steps=4))  # of this module
+
+
+def test_a_warm_up_that_would_stand_still_is_refused_and_one_in_use_goes_on_aloud(caplog):
+    objective, beta = elbo(beta=warmup(steps=4)), warmup(steps=4)
+
+    def by_a_loss(model, guide, *batch):
+        return objective(model, guide, *batch)
+
+    def by_itself(model, guide, *batch):
+        return beta() * elbo()(model, guide, *batch)
+
+    def of_the_same_name(model, guide, *batch):
+        found = SimpleNamespace(annealed=elbo()(model, guide, *batch))  # an attribute called as a global is
+        return found.annealed + later
+
+    assert as_loss(of_the_same_name) is of_the_same_name
+    later = 0  # bound only now
+    assert math.isfinite(at_seed(of_the_same_name, vae(), X))
+    for loss, name in ((by_a_loss, "objective"), (by_itself, "beta")):
+        with pytest.raises(ValueError, match=rf"{loss.__name__} uses the warm-up in '{name}'.*nn\.Module"):
+            fit(vae(), X, loss=loss, epochs=1, progress=False)
     fit(vae(), X, loss=objective, epochs=1, batch_size=20, progress=False)
     assert not caplog.records
     fit(vae(), X, loss=objective, epochs=1, batch_size=20, progress=False)

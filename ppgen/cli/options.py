@@ -55,7 +55,7 @@ HELP: dict[str, str] = {
     "patience": "Epochs without a better validation loss before stopping; 0 for none.",
     "seed": "Of parameters, order of the data, and noise.",
     "device": "auto, cpu, cuda, …",
-    "precision": "Of products in training: float32, tf32 (on GPUs), bf16.",
+    "precision": "Of matrix products in training: float32, tf32 (on GPUs), bf16.",
     "compile": "Compile the step in long runs; off: never.",
     "labels": "How many labels are kept, as many of each class; 0 for all.",
     "alpha": "Weight of the classification loss, divided by the share of labelled data.",

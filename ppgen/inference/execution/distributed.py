@@ -122,6 +122,10 @@ def _engine() -> str:
     return "cpu:gloo,cuda:nccl" if local <= torch.cuda.device_count() else "gloo"  # NCCL wants a GPU for each
 
 
+class MissingProcess(ConnectionError):
+    """Another process did not come to an exchange."""
+
+
 @contextmanager
 def _exchange() -> Iterator[None]:
     """Says in plain words that another process is missing."""
@@ -129,7 +133,7 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         here = current()
-        raise ConnectionError(
+        raise MissingProcess(
             f"Process {here.rank} of {here.count} (counted from 0) waited in vain for another, which has ended "
             f"(killed, or out of memory?) or did not come within {here.timeout:g} s. Start the run again."
         ) from error

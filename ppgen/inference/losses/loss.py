@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppgen.inference.losses.schedules import note_used
+from ppgen.inference.losses.schedules import check_schedules
 from ppgen.inference.programs.structure import Structure, measure
 from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch, proposing
 from ppgen.inference.programs.turns import in_turn
@@ -71,6 +71,7 @@ def as_loss(loss: Any) -> Loss:
 
     Raises:
         TypeError: the loss is neither, the class of one, or a Pyro ELBO without ``differentiable_loss``.
+        ValueError: a function with a schedule that training would not advance.
     """
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: call it, as in elbo(), iwae(50) or Trace_ELBO().")
@@ -83,7 +84,7 @@ def as_loss(loss: Any) -> Loss:
         return _PyroLoss(loss)
     if not callable(loss):
         raise TypeError(f"loss must be a function (model, guide, *batch) -> scalar or a Pyro ELBO, got {loss!r}.")
-    note_used(loss)
+    check_schedules(loss)
     return loss
 
 

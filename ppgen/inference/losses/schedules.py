@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -126,8 +128,20 @@ def schedules(loss: Any) -> list[Schedule]:
     return [m for m in loss.modules() if isinstance(m, Schedule)] if isinstance(loss, nn.Module) else []
 
 
-def note_used(loss: Any) -> None:
-    """Says which of the schedules that a loss holds are not at their start."""
+def check_schedules(loss: Any) -> None:
+    """Makes sure that training finds the schedules that a loss uses, and says which are not at their start.
+
+    Raises:
+        ValueError: a function uses one by name: it would stay at its start.
+    """
+    if inspect.isfunction(loss):
+        for name, value in _variables(loss).items():
+            if any(not schedule.done for schedule in schedules(value)):
+                raise ValueError(
+                    f"The loss {loss.__qualname__} uses the warm-up in {name!r}, which training would not advance: it "
+                    "advances those of a loss that is an nn.Module. Make the loss one, with this as an attribute and "
+                    "forward(model, guide, *batch)."
+                )
     for schedule in schedules(loss):
         if schedule._advanced:
             log.warning(
@@ -135,6 +149,16 @@ def note_used(loss: Any) -> None:
                 schedule.extra_repr(),
                 schedule._advanced,
             )
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """What a function refers to by name outside itself: globals, and what is bound around it."""
+    loaded = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+    found = {name: function.__globals__[name] for name in loaded & function.__globals__.keys()}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # bound later
+            found[name] = cell.cell_contents
+    return found
 
 
 _ASKED: ContextVar[list[Schedule] | None] = ContextVar("asked", default=None)

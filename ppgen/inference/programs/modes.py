@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.inference.programs.networks import device_of, modules_of
-from ppgen.inference.programs.precision import precision
 from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.turns import turn
 
@@ -123,8 +122,7 @@ def drawing(pair: Any, seed: int | None, use: str) -> Iterator[None]:
 
 @contextmanager
 def evaluating(pair: Any, seed: int | None = None, use: str = "") -> Iterator[None]:
-    """Eval mode, float32, no gradients, the generators given back; of a seed the noise of one use of it."""
+    """Eval mode, no gradients, the generators given back; of a seed the noise that belongs to one use of it."""
     own = derived_seed(seed, use) if use and seed is not None else seed
-    device = device_of(pair)
-    with torch.no_grad(), seeded(own, device), training(pair, False), precision("float32", device):
+    with torch.no_grad(), seeded(own, device_of(pair)), training(pair, False):
         yield

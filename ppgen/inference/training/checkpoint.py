@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ppgen.files import check_manifest, parse_json, versions, write_bytes, write_manifest
+from ppgen.inference.execution.distributed import MissingProcess
 
 try:
     import fcntl
@@ -179,7 +180,7 @@ class Checkpoints:
         except KeyboardInterrupt:  # a second one, or what obey has raised
             self._received.clear()
             raise
-        except ConnectionError:  # another process is missing: that is why the launcher has sent a SIGTERM to this one
+        except MissingProcess:  # which is why the launcher has sent a SIGTERM to this one
             self._received = [number for number in self._received if number != signal.SIGTERM]
             raise
         finally:

@@ -17,7 +17,7 @@ from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
 from ppgen.inference.losses.schedules import Schedule
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import modules_of
-from ppgen.inference.programs.precision import widened
+from ppgen.inference.training.precision import widened
 
 __all__ = ["Compiled", "Gradients", "gradients"]
 
@@ -115,6 +115,7 @@ class Compiled:
         code = self._codes.get(key)
         if code is not None and code.memory != self.memory():  # parameter.data = …, or a buffer that was assigned anew
             del self._codes[key]
+            self._doubted.discard(key)
             return self._build(key, batch)
         if code is None:
             had_graph = self._earlier.pop(repr(key), (0, False))[1] if self._earlier else False
@@ -136,6 +137,7 @@ class Compiled:
         self.reason = self.reason or state["reason"]
         self._earlier = {key: (int(calls), bool(graph)) for key, (calls, graph) in state["calls"].items()}
         self._calls, self._codes, self._retraced = {}, {}, int(state["retraced"])
+        self._doubted.clear()  # new graphs are compared at their first batch
 
     def key(self, batch: Sequence[Tensor]) -> Any:
         """What a graph depends on: shapes, modes and plain numbers, and which parameters are trained."""

@@ -65,8 +65,7 @@ def fit(
         compile: whether steps run compiled code, with the numbers of eager up to rounding; by default in runs of
             10,000 steps and more, where the seconds that compiling takes are won back. A pair that cannot be compiled
             trains in eager, which is said once. A run that is continued keeps the choice that it began with.
-        precision: of matrix products and convolutions in training, ``"float32"``, ``"tf32"`` or ``"bf16"``, as for
-            :class:`SVI`.
+        precision: of matrix products in training, ``"float32"``, ``"tf32"`` or ``"bf16"``, as for :class:`SVI`.
         seed: of the order of the data and of the noise.
         device: where to train: ``"auto"`` takes a GPU if there is one. The pair stays there, batches follow it.
         skip_nonfinite: whether batches whose loss or gradient is not finite are skipped and counted, as for

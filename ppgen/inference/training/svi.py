@@ -19,13 +19,13 @@ from ppgen.inference.losses.schedules import schedules, unannealed
 from ppgen.inference.programs.modes import Buffer, buffers_in, buffers_of, evaluating, unmoved
 from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.parameters import showing, trained_parameters
-from ppgen.inference.programs.precision import precision
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
 from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
+from ppgen.inference.training.precision import precision
 from ppgen.inference.training.reached import KnownParameters, check_reached, fault
 from ppgen.pair import Pair
 
@@ -43,7 +43,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Op
 class SVI:
     """One optimisation step of a pair on a batch: ``SVI(pair, loss, optimizer).step(*batch) -> loss``.
 
-    It trains what has a gradient (``requires_grad``) at its first step: after something was unfrozen, take a new one.
+    It trains what requires a gradient at its first step: after something was unfrozen, take a new one.
 
     Args:
         pair: anything with ``.model`` and ``.guide``.
@@ -51,9 +51,8 @@ class SVI:
         optimizer: a torch optimiser, or a function of the parameters that makes one; fused Adam at 1e-3 by default.
         compile: whether loss and gradients are compiled at the first step, which takes seconds, for faster steps
             after it. What cannot be compiled runs in eager, and is said once, through ``logging``.
-        precision: of matrix products and convolutions in training: ``"float32"``; ``"tf32"``, which GPUs have, with 10
-            bits of mantissa; or ``"bf16"``, by autocast, with 7. Draws, densities, parameters, optimiser and evaluation
-            stay in float32.
+        precision: of matrix products in training: ``"float32"``; ``"tf32"``, which GPUs have, with 10 bits of mantissa;
+            or ``"bf16"``, by autocast, with 7. Draws, densities, parameters, optimiser and evaluation stay in float32.
 
     Attributes:
         compiled: whether steps run compiled code.

@@ -1,4 +1,4 @@
-"""In how many bits products are computed, and what is computed in float32 all the same."""
+"""Steps in fewer bits: what is computed in them, and what is not."""
 
 from __future__ import annotations
 
@@ -15,32 +15,17 @@ __all__ = ["precision", "widened"]
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Products in ``"float32"``, in ``"tf32"`` or by autocast in ``"bf16"`` inside; as they were outside.
-
-    Of matrix products torch's own default is float32, and what a program has set otherwise stays; of convolutions on a
-    GPU it is TF32.
-    """
+    """Matrix products in ``"float32"``, in ``"tf32"`` or by autocast in ``"bf16"`` inside; as they were outside."""
     if name == "bf16":
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
         return
     before = torch.get_float32_matmul_precision()
-    with _convolutions(name == "tf32") if device.type == "cuda" else nullcontext():
-        torch.set_float32_matmul_precision("high" if name == "tf32" else before)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _convolutions(tf32: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if name == "tf32" else before)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 class _Widened(TorchFunctionMode):
