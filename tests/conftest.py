@@ -1,5 +1,7 @@
 """Every test starts from the same seed, and must leave the process as it found it."""
 
+from pathlib import Path
+
 import pyro
 import pytest
 import torch
@@ -15,6 +17,17 @@ def global_param_store():
     store = pyro.get_param_store()
     with store.scope():
         yield store
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of the published table, as its script sees them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import protocol
+    import reproduce
+    import reproduced
+
+    return protocol, reproduce, reproduced
 
 
 def flags():

@@ -97,7 +97,7 @@ class Compiled:
         modules = [part for module in modules_of(pair) for part in module.modules()]
         self._buffers = [(part._buffers, name) for part in modules for name in part._buffers]
         self._retraced = 0
-        self._doubted: set[Any] = set()  # forms of batches whose last one came out differently
+        self._doubted: set[Any] = set()  # keys of what came out differently the last time
         # Of the run that this one continues, by what its keys look like: calls, and which of them had a graph.
         self._earlier: dict[str, tuple[int, bool]] = {}
         if self.reason:
@@ -192,9 +192,10 @@ class Compiled:
 
     def _is_first_doubt(self, key: Any) -> bool:
         """Whether this is the first of such batches to come out differently, and not the second in a row."""
-        first = key not in self._doubted
-        (self._doubted.add if first else self._doubted.discard)(key)
-        return first
+        if key in self._doubted:
+            return False
+        self._doubted.add(key)
+        return True
 
     def _trace(self, used: Sequence[bool], batch: Sequence[Tensor]) -> Graph:
         def function(*given: Tensor) -> list[Tensor]:
@@ -234,6 +235,7 @@ class Compiled:
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         self._codes.clear()
+        self._doubted.clear()
         log.warning("This pair trains in eager, not compiled: %s.", reason)
 
     @contextmanager

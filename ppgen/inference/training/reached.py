@@ -64,8 +64,7 @@ def _check_held(
     trial: Callable[[], Any],
 ) -> None:
     # The library's own pairs and losses hold all that they use, unless a part of theirs does not.
-    users = hasattr(pair, "_functions")  # a Custom's
-    own = type(pair).__module__.startswith("ppgen.models.") and not users
+    own = type(pair).__module__.startswith("ppgen.models.") and not hasattr(pair, "_functions")  # which a Custom has
     if own and type(loss).__module__.startswith("ppgen.") and not networks:
         return
     with asked() as used:
