@@ -5,7 +5,8 @@ import torch
 from parts import small_vae
 
 from ppgen import decoders, models, nn, posteriors, priors
-from ppgen.inference import SVI, fit
+from ppgen.inference import SVI, fit, log_likelihood, reconstruct, sample
+from ppgen.inference.programs.modes import unabridged
 
 X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
 
@@ -43,3 +44,45 @@ def test_tf32_is_given_back_and_an_unknown_precision_is_named():
     assert torch.get_float32_matmul_precision() == before
     with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16, got 'fp16'"):
         SVI(small_vae(), precision="fp16")
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("use", [
+    lambda pair, seed: log_likelihood(pair, X, num_samples=20, seed=0).values,
+    lambda pair, seed: reconstruct(pair, X, mean=True, seed=seed),
+    lambda pair, seed: sample(pair, 8, mean=True, seed=seed),
+])  # fmt: skip
+def test_an_autocast_around_an_evaluation_does_not_reach_it(use, seed):
+    pair = small_vae()
+    torch.manual_seed(1)
+    outside = use(pair, seed)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = use(pair, seed)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(inside, outside)
+
+
+def test_convolutions_and_recurrent_networks_on_a_gpu_have_all_bits_and_the_defaults_are_given_back():
+    """The flags, which are there without a GPU."""
+    cudnn = torch.backends.cudnn
+
+    def flags():
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.fp32_precision
+
+    before = flags()
+    assert cudnn.allow_tf32 and before[:2] == ("tf32", "tf32")
+    with pytest.raises(ZeroDivisionError), unabridged(torch.device("cuda")):
+        assert not cudnn.allow_tf32 and "tf32" not in flags()
+        raise ZeroDivisionError
+    assert cudnn.allow_tf32 and flags() == before
+    with unabridged(torch.device("cpu")):
+        assert flags() == before
+    cudnn.conv.fp32_precision = "ieee"  # by torch's newer flags, beside which it does not tell the older one
+    try:
+        chosen = flags()
+        with unabridged(torch.device("cuda")):
+            assert flags() == chosen
+        assert flags() == chosen
+    finally:
+        cudnn.conv.fp32_precision = "tf32"

@@ -28,17 +28,24 @@ class Recorded:
         return replay
 
 
+class Settled(Compiled):
+    """Of a pair that runs in eager: all batches of a shape and of settings run the same code."""
+
+    def form(self, batch):
+        return self.key(batch), 0
+
+
 @pytest.fixture
 def replayed(monkeypatch):
     """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
     monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
     graph = Recorded()
 
-    def make(pair, loss=None):
-        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
+    def make(pair, loss=None, compile=False):
+        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True), compile=compile)
         svi.prepare(X)
-        key = Compiled(svi.loss, pair, svi.parameters).key
-        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, key, graph)
+        form = (svi._compiled or Settled(svi.loss, pair, svi.parameters)).form
+        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, form, graph)
         for group in svi.optimizer.param_groups:
             group["capturable"] = False  # which the kernels of a CPU do not know
         return svi
@@ -80,3 +87,45 @@ def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(repl
         svi.look()
     svi.step(X)
     svi.look()
+
+
+def test_a_graph_ends_with_the_code_that_it_holds(replayed):
+    """Code that is in doubt, given up, or reads memory that parameters have left is not replayed once more."""
+    make, graph = replayed
+    pair = small_vae()
+    svi = make(pair, compile=True)
+    first = svi._compiled
+
+    def replays(steps):
+        before = graph.replays
+        for _ in range(steps):
+            svi.step(X)
+        return graph.replays - before
+
+    assert replays(1 + 3) == 0 and replays(4) == 4  # one that builds the code, three that warm up
+    ((key, number),) = svi._replayed._graphs
+    svi._compiled._doubted.add(key)
+    assert replays(1) == 0 and not first._doubted  # compared with eager, and found right
+    assert replays(2) == 2
+    weight = next(pair.posterior.parameters())
+    weight.data = weight.data.clone()
+    assert replays(1) == 0  # built anew
+    assert replays(3) == 0 and replays(3) == 3
+    assert [form for form in svi._replayed._graphs] == [(key, number + 1)]
+    svi._compiled._give_up("a test says so")
+    assert replays(5) == 0
+    svi.look()
+
+
+def test_nothing_is_compared_while_a_graph_is_captured(replayed, monkeypatch):
+    make, graph = replayed
+    svi = make(small_vae(), compile=True)
+    checked = []
+    monkeypatch.setattr(svi._compiled.__class__, "_check", lambda self, *given, **rest: checked.append(1))
+    for _ in range(4):
+        svi.step(X)
+    key = svi._compiled.key([X])
+    svi._compiled._calls[key] = 499  # where a run that is continued may have stopped
+    monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "_is_captured", lambda batch: True)
+    svi.step(X)
+    assert svi._compiled._calls[key] == 500 and graph.replays == 1 and not checked

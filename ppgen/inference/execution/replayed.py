@@ -26,7 +26,8 @@ class Replayed:
             that is finite only if the update was made.
         explain: raises the error that says what went wrong with a batch.
         optimizer: whose learning rates a captured graph must see change.
-        key: of a batch: what its graph depends on, shapes and settings.
+        form: of a batch: its shapes and settings, and the number of the code that they run; None while that is not
+            settled, which it then is in steps that are not replayed.
         capture: makes a graph of a function without arguments and returns what replays it; of CUDA by default.
     """
 
@@ -35,29 +36,30 @@ class Replayed:
         update: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
         explain: Callable[[Tensor, Sequence[Tensor]], Exception],
         optimizer: torch.optim.Optimizer,
-        key: Callable[[Sequence[Tensor]], Any],
+        form: Callable[[Sequence[Tensor]], tuple[Any, int] | None],
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        self.update, self.explain, self.optimizer, self.key = update, explain, optimizer, key
+        self.update, self.explain, self.optimizer, self.form = update, explain, optimizer, form
         self.capture = _cuda_graph if capture is None else capture
         self.capturable = all("capturable" in group for group in optimizer.param_groups)
         for group in optimizer.param_groups:
             if self.capturable:
                 group["capturable"] = True
-        self._graphs: dict[Any, _Graph] = {}
-        self._calls: dict[Any, int] = {}
+        self._graphs: dict[tuple[Any, int], _Graph] = {}
+        self._calls: dict[tuple[Any, int] | None, int] = {}
         self._pending: list[tuple[Tensor, Tensor, Sequence[Tensor]]] = []
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         """One update; its loss, on the device."""
-        key = self.key(batch)
-        calls = self._calls[key] = self._calls.get(key, 0) + 1
-        if not self.capturable or calls <= WARM or calls % LOOK_EVERY == 0:
+        form = self.form(batch)
+        calls = self._calls[form] = self._calls.get(form, 0) + 1
+        if not self.capturable or form is None or calls <= WARM or calls % LOOK_EVERY == 0:
             loss, whole = self.update(batch)
         else:
-            if key not in self._graphs:
-                self._graphs[key] = _Graph(self.update, batch, self.optimizer, self.capture)
-            loss, whole = self._graphs[key](batch)
+            if form not in self._graphs:  # and any other holds code that these shapes and settings no longer run
+                self._graphs = {other: graph for other, graph in self._graphs.items() if other[0] != form[0]}
+                self._graphs[form] = _Graph(self.update, batch, self.optimizer, self.capture)
+            loss, whole = self._graphs[form](batch)
         self._pending.append((loss, whole, batch))
         if len(self._pending) >= LOOK_EVERY:
             self.look()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "small_parameters",
     "stirred",
     "training",
+    "unabridged",
     "unmoved",
 ]
 
@@ -110,19 +111,41 @@ def training(pair: Any, mode: bool) -> Iterator[None]:
 
 
 @contextmanager
+def unabridged(device: torch.device | None) -> Iterator[None]:
+    """No operation rounds its inputs inside: not by the caller's autocast, nor by what torch has as default on a GPU.
+
+    That is tf32, with 10 bits of mantissa, in convolutions and recurrent networks.
+    """
+    kind, cudnn = "cpu" if device is None else device.type, torch.backends.cudnn
+    rounds = False
+    if kind == "cuda":
+        with suppress(RuntimeError):  # torch has a newer flag for each, and whoever has set one of those has chosen
+            rounds = cudnn.allow_tf32
+    with torch.autocast(kind, enabled=False):
+        try:
+            if rounds:
+                cudnn.allow_tf32 = False
+            yield
+        finally:
+            if rounds:
+                cudnn.allow_tf32 = True
+
+
+@contextmanager
 def drawing(pair: Any, seed: int | None, use: str) -> Iterator[None]:
     """As :func:`evaluating`; but without a seed torch's generator goes on, so that the next draws are others."""
     if seed is not None:
         with evaluating(pair, seed, use):
             yield
     else:
-        with turn, torch.no_grad(), training(pair, False):
+        with turn, torch.no_grad(), training(pair, False), unabridged(device_of(pair)):
             yield
 
 
 @contextmanager
 def evaluating(pair: Any, seed: int | None = None, use: str = "") -> Iterator[None]:
-    """Eval mode, no gradients, the generators given back; of a seed the noise that belongs to one use of it."""
+    """Eval mode, no gradients, all bits, the generators given back; of a seed the noise of one use of it."""
     own = derived_seed(seed, use) if use and seed is not None else seed
-    with torch.no_grad(), seeded(own, device_of(pair)), training(pair, False):
+    device = device_of(pair)
+    with torch.no_grad(), seeded(own, device), training(pair, False), unabridged(device):
         yield

@@ -61,6 +61,7 @@ def gradients(loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tenso
 class _Code(NamedTuple):
     """Machine code for batches of one shape."""
 
+    number: int  # of its making
     run: Callable[..., Any]
     graph: Graph
     used: list[bool]  # the parameters that have a gradient
@@ -92,6 +93,7 @@ class Compiled:
         self.loss, self.pair, self.parameters = loss, pair, list(parameters)
         self.reason: str | None = None if _can_compile(parameters) else "there is no C++ compiler"
         self._codes: dict[Any, _Code] = {}
+        self._made = 0
         self._calls: dict[Any, int] = {}
         self._numbers = _numbers(pair, loss)
         modules = [part for module in modules_of(pair) for part in module.modules()]
@@ -123,7 +125,8 @@ class Compiled:
             if others and calls <= PATIENCE and not had_graph:
                 return self._eager(batch)
             return self._build(key, batch)
-        if key in self._doubted or calls in CHECKS or calls % CHECK_EVERY == 0:
+        due = key in self._doubted or calls in CHECKS or calls % CHECK_EVERY == 0
+        if due and not _is_captured(batch):
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
 
@@ -146,6 +149,15 @@ class Compiled:
             *(owner.get(name) for owner, name in self._numbers),
             *(p.requires_grad for p in self.parameters),
         )
+
+    def form(self, batch: Sequence[Any]) -> tuple[Any, int] | None:
+        """What stands for the code that a batch would run; None where it has none, or one that is in doubt."""
+        if self.reason is not None or not all(isinstance(member, Tensor) for member in batch):
+            return None
+        code = self._codes.get(key := self.key(batch))
+        if code is None or key in self._doubted or code.memory != self.memory():
+            return None
+        return key, code.number
 
     def memory(self) -> tuple[int, ...]:
         """Where parameters and buffers lie."""
@@ -176,7 +188,8 @@ class Compiled:
         try:
             graph = twice(partial(self._trace, used), batch)
             with self._given_back(batch):
-                code = _Code(graph.compile(batch), graph, used, self.memory())
+                self._made += 1
+                code = _Code(self._made, graph.compile(batch), graph, used, self.memory())
             with self._given_back(batch):
                 found = self._run(code, batch)
             if difference := _difference(found, wanted, self.tolerance):
@@ -249,6 +262,11 @@ class Compiled:
 def _can_compile(parameters: Sequence[Tensor]) -> bool:
     """Whether inductor has what it needs: on a CPU a C++ compiler."""
     return parameters[0].is_cuda or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def _is_captured(batch: Sequence[Tensor]) -> bool:
+    """Whether what is done with a batch goes into a CUDA graph, where nothing can be read and so nothing compared."""
+    return batch[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _numbers(pair: Any, loss: Any) -> list[tuple[dict[str, Any], str]]:
