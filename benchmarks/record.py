@@ -1,6 +1,7 @@
 """JSON files of what was measured, where, and with what: cells are written one by one, and none is measured twice."""
 
 import fcntl
+import io
 import json
 import os
 import platform
@@ -11,7 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+# What the scripts themselves write: it does not make the code another.
+WRITTEN = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
 
 
 class Record:
@@ -45,9 +50,20 @@ class Record:
 
 def write(path: Path, content: Any) -> None:
     """A JSON file and its folder, the file whole or not at all."""
+    _whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_values(path: Path, values: np.ndarray) -> None:
+    """An array of NumPy's and its folder, the file whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, values)
+    _whole(path, content.getvalue())
+
+
+def _whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.write_bytes(content)
     partial.replace(path)
 
 
@@ -84,8 +100,11 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit of the code that runs, "-dirty" if it has been changed since; its version outside of a clone."""
     with suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)
+        return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
     return version("ppgen")
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -28,7 +28,7 @@ import numpy as np
 import protocol
 import torch
 from protocol import QUICK, Settings, of, one_layer, two_layers
-from record import alone_in, machine, versions, write
+from record import alone_in, machine, versions, write, write_values
 from reproduced import MARKS, NOT_RUN, insert, table
 
 from ppgen import posteriors
@@ -197,7 +197,7 @@ def evaluate(
     row: Row, place: Place, settings: Settings, x: Any, pair: Any, history: dict[str, Any], ended: bool
 ) -> dict[str, Any]:
     """The likelihood of the test data and what the latents do, written to the row's file; ended: by early stopping."""
-    began = time.perf_counter()
+    began, code = time.perf_counter(), versions()  # the code that runs, whatever is committed meanwhile
     estimate = log_likelihood(pair, x.test, num_samples=row.num_samples or settings.num_samples)
     report = latent_report(pair, x.test) if row.num_samples is None else None
     epochs, best = len(history["loss"]), history["best_epoch"]
@@ -224,13 +224,13 @@ def evaluate(
         "test": estimate.data,
         "device": _device(pair),
         "machine": machine(),
-        "versions": versions(),
+        "versions": code,
     }
     if x.num_levels and x.num_levels > 2:
         result["bits_per_dim"] = bits_per_dim(estimate.values, x.event_shape).mean().item()
-    place.values.parent.mkdir(parents=True, exist_ok=True)
+    place.results.mkdir(parents=True, exist_ok=True)
     with alone_in(place.results):
-        np.save(place.values, estimate.values.float().numpy())
+        write_values(place.values, estimate.values.float().numpy())
         write(place.result, result)
     return result
 

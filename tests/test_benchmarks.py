@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,29 @@ def test_no_cell_is_lost_where_several_add_to_one_file(tmp_path, monkeypatch):
     assert sorted((c["who"], c["i"]) for c in content["cells"]) == [(who, i) for who in range(4) for i in range(15)]
     assert content["what"] == "a test" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert {"torch", "pyro-ppl", "zuko"} <= set(content["cells"][0]["versions"])
+
+
+def test_code_is_called_changed_where_it_is_and_not_where_results_are(tmp_path):
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    for path, content in {"record.py": (BENCHMARKS / "record.py").read_text(), "results/a.json": "{}"}.items():
+        (folder / path).write_text(content)
+
+    def git(*arguments):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *author, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a test")
+    head = git("rev-parse", "--short=10", "HEAD").stdout.strip()
+    commit = runpy.run_path(str(folder / "record.py"))["commit"]
+    (folder / "results" / "a.json").write_text("{1}")
+    (tmp_path / "untracked").touch()
+    assert commit() == head
+    with (folder / "record.py").open("a") as file:
+        file.write("# changed")
+    assert commit() == f"{head}-dirty"
 
 
 def test_a_run_is_measured_on_data_in_the_form_that_it_was_trained_on(tmp_path, monkeypatch, capsys):

@@ -349,6 +349,16 @@ def test_a_run_that_stopped_early_is_converged_from_its_checkpoint_too(scripts, 
     assert so_far["log_likelihood"] == at_end["log_likelihood"]
 
 
+@pytest.mark.slow
+def test_a_run_of_compiled_steps_is_called_that_from_its_checkpoint_too(scripts, tmp_path, monkeypatch):
+    protocol, reproduce, _ = scripts
+    place = reproduce.Place(tmp_path / "out", tmp_path / "results", "vae-standard", 0)
+    monkeypatch.setattr(reproduce, "fit", lambda *given, **rest: fit(*given, **rest | {"compile": True}))
+    row, s = reproduce.ROWS[place.name], protocol.QUICK._replace(epochs=1, num_samples=2)
+    assert reproduce.run(row, place, s, quick=True)["compiled"]
+    assert reproduce.run_so_far(row, place, s, quick=True)["compiled"]
+
+
 def test_an_unknown_row_is_named(scripts, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(scripts, monkeypatch, "--rows", "vae-vampire")
