@@ -8,6 +8,7 @@ import torch
 from parts import small_vae
 
 from ppgen.inference import SVI, elbo, warmup
+from ppgen.inference.execution.graphs import Graph
 from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.training.compiled import Compiled
 
@@ -39,6 +40,8 @@ class Settled(Compiled):
 def replayed(monkeypatch):
     """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
     monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
+    # The traced operations one by one, which are there in no time; what the compiler makes of them is tested elsewhere.
+    monkeypatch.setattr(Graph, "compile", lambda self, inputs: lambda *given: self.module(*given, *self.held))
     graph = Recorded()
 
     def make(pair, loss=None, compile=False):
@@ -89,9 +92,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(repl
     svi.look()
 
 
-def test_a_graph_ends_with_the_code_that_it_holds(replayed):
+def test_a_graph_ends_with_the_code_that_it_holds(replayed, monkeypatch):
     """Code that is in doubt, given up, or reads memory that parameters have left is not replayed once more."""
     make, graph = replayed
+    monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "CHECKS", set())
     pair = small_vae()
     svi = make(pair, compile=True)
     first = svi._compiled
@@ -117,15 +121,33 @@ def test_a_graph_ends_with_the_code_that_it_holds(replayed):
     svi.look()
 
 
+def test_steps_that_are_replayed_are_compared_as_often_as_others(replayed, monkeypatch):
+    make, graph = replayed
+    compiled = sys.modules["ppgen.inference.training.compiled"]
+    monkeypatch.setattr(compiled, "CHECKS", {9})
+    monkeypatch.setattr(compiled, "CHECK_EVERY", 20)
+    checked = []
+    check = compiled.Compiled._check
+    monkeypatch.setattr(compiled.Compiled, "_check", lambda *given, **rest: checked.append(1) or check(*given, **rest))
+    svi = make(small_vae(), compile=True)
+    key, seen = svi._compiled.key([X]), []
+    for _ in range(60):
+        svi.step(X)
+        seen.append((svi._compiled._calls[key], len(checked)))
+    assert next(count for calls, count in seen if calls >= 60) == 4 and graph.replays > 40
+    assert max(count for calls, count in seen if calls < 20) == 1
+
+
 def test_nothing_is_compared_while_a_graph_is_captured(replayed, monkeypatch):
     make, graph = replayed
-    svi = make(small_vae(), compile=True)
+    compiled = sys.modules["ppgen.inference.training.compiled"]
     checked = []
-    monkeypatch.setattr(svi._compiled.__class__, "_check", lambda self, *given, **rest: checked.append(1))
+    monkeypatch.setattr(compiled.Compiled, "_check", lambda *given, **rest: checked.append(1))
+    svi = make(small_vae(), compile=True)
     for _ in range(4):
         svi.step(X)
     key = svi._compiled.key([X])
-    svi._compiled._calls[key] = 499  # where a run that is continued may have stopped
-    monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "_is_captured", lambda batch: True)
+    svi._compiled._calls[key] = 498  # one before it is compared, where a run that is continued may have stopped
+    monkeypatch.setattr(compiled, "_is_captured", lambda batch: True)
     svi.step(X)
     assert svi._compiled._calls[key] == 500 and graph.replays == 1 and not checked

@@ -18,16 +18,16 @@ class Replayed:
     """Updates without a wait for the device: a step is a copy of its batch and the replay of a CUDA graph.
 
     An update whose loss or gradients are not finite is skipped on the device (the optimiser is told by ``found_inf``);
-    that it happened is found at the next look, which runs that batch in eager to say where. What the host has to see
-    (self-checks of compiled code) happens in steps that are not replayed, one in a hundred.
+    that it happened is found at the next look, which runs that batch in eager to say where. Steps in which compiled
+    code is compared with eager, which the host has to see, are not replayed.
 
     Args:
         update: of a batch: gradients and optimiser step, without a read on the host. It returns the loss, and a number
             that is finite only if the update was made.
         explain: raises the error that says what went wrong with a batch.
         optimizer: whose learning rates a captured graph must see change.
-        form: of a batch: its shapes and settings, and the number of the code that they run; None while that is not
-            settled, which it then is in steps that are not replayed.
+        form: of a batch: its shapes and settings, and the number of the code that they run; None where the step is
+            not to be replayed.
         capture: makes a graph of a function without arguments and returns what replays it; of CUDA by default.
     """
 

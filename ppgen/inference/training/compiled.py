@@ -125,8 +125,7 @@ class Compiled:
             if others and calls <= PATIENCE and not had_graph:
                 return self._eager(batch)
             return self._build(key, batch)
-        due = key in self._doubted or calls in CHECKS or calls % CHECK_EVERY == 0
-        if due and not _is_captured(batch):
+        if (key in self._doubted or _is_checked(calls)) and not _is_captured(batch):
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
 
@@ -151,12 +150,17 @@ class Compiled:
         )
 
     def form(self, batch: Sequence[Any]) -> tuple[Any, int] | None:
-        """What stands for the code that a batch would run; None where it has none, or one that is in doubt."""
+        """What stands for the code that a batch runs, which counts as one of its calls.
+
+        None where it must be called: where it has no code, or one that is in doubt or to be compared with eager.
+        """
         if self.reason is not None or not all(isinstance(member, Tensor) for member in batch):
             return None
-        code = self._codes.get(key := self.key(batch))
-        if code is None or key in self._doubted or code.memory != self.memory():
+        key = self.key(batch)
+        code, calls = self._codes.get(key), self._calls.get(key, 0) + 1
+        if code is None or key in self._doubted or _is_checked(calls) or code.memory != self.memory():
             return None
+        self._calls[key] = calls
         return key, code.number
 
     def memory(self) -> tuple[int, ...]:
@@ -262,6 +266,10 @@ class Compiled:
 def _can_compile(parameters: Sequence[Tensor]) -> bool:
     """Whether inductor has what it needs: on a CPU a C++ compiler."""
     return parameters[0].is_cuda or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def _is_checked(calls: int) -> bool:
+    return calls in CHECKS or calls % CHECK_EVERY == 0
 
 
 def _is_captured(batch: Sequence[Tensor]) -> bool:
