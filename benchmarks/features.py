@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from record import Record
+from semi_supervised import NUM_CLASSES, balanced
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -33,7 +34,6 @@ from ppgen import data, decoders, models, nn, posteriors, priors
 from ppgen.data import DynamicBinarization
 from ppgen.inference import encode, fit
 
-NUM_CLASSES = 10
 RESULTS = Path(__file__).parent / "results" / "features.json"
 SETTINGS = ["epochs", "hidden", "latent_dim", "pseudo_inputs", "steps", "draws", "seed"]
 
@@ -99,14 +99,6 @@ def trained_network(classifier: Classifier, x: Tensor, y: Tensor, steps: int) ->
     return classifier
 
 
-def balanced(y: Tensor, num_labels: int, generator: torch.Generator) -> Tensor:
-    """The rows that keep their labels: as many of each class, or all of them."""
-    if num_labels >= len(y):
-        return torch.arange(len(y))
-    order = torch.randperm(len(y), generator=generator)
-    return torch.cat([order[y[order] == c][: num_labels // NUM_CLASSES] for c in range(NUM_CLASSES)])
-
-
 def run(args: argparse.Namespace) -> Record:
     images = data.load("digits" if args.quick else "mnist", binarize="none")
     top = images.num_levels - 1
@@ -155,7 +147,8 @@ def run(args: argparse.Namespace) -> Record:
                 draws = 1 if num_labels >= len(y) else args.draws
                 for draw in range(draws):
                     torch.manual_seed(args.seed + draw)
-                    rows = balanced(y, num_labels, torch.Generator().manual_seed(args.seed + draw))
+                    whole = num_labels >= len(y)
+                    rows = torch.arange(len(y)) if whole else balanced(y, num_labels, args.seed + draw)
                     errors.append(round(100 * (predict(name, rows) != y_test).double().mean().item(), 4))
                 cell = {"features": name, "classifier": kind, "labels": num_labels, **settings}
                 seconds = round(time.perf_counter() - began, 1)
