@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import machine, versions, write
+from record import VERSIONS, machine, write
 from sklearn.decomposition import FactorAnalysis as ScikitFactors
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitMixture
@@ -118,7 +118,7 @@ def main() -> None:
         "what": "EM against scikit-learn, float64, same data and number of iterations; ratio > 1: ours is faster",
         "settings": settings | {"repeats": args.repeats, "threads": args.threads},
         "machine": machine(),
-        "versions": versions(),
+        "versions": VERSIONS,
     }
     cells = []
     with threadpool_limits(args.threads):

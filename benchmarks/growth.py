@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from record import machine, versions, write
+from record import VERSIONS, machine, write
 from timing import in_turns
 
 from ppgen import decoders, models, nn, posteriors, priors
@@ -139,7 +139,7 @@ def main() -> None:
             slope = round(exponent(sizes, medians), 2)
             cells.append({"panel": panel, "curve": curve, "sizes": sizes, "milliseconds": medians, "exponent": slope})
             print(f"{panel:14} {curve:32} cost grows with exponent {slope:5.2f}", flush=True)
-    about = {"what": "how cost grows", "rounds": args.rounds, "machine": machine(), "versions": versions()}
+    about = {"what": "how cost grows", "rounds": args.rounds, "machine": machine(), "versions": VERSIONS}
     write(args.out, about | {"cells": cells})
     draw(cells, args.out.with_suffix(".png"))
 

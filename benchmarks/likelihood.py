@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from record import machine, versions, write
+from record import VERSIONS, machine, write
 from timing import seconds
 from torch import Tensor
 from torch.nn import Module
@@ -186,7 +186,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     vae = reference()
     cell: dict[str, Any] = {"device": args.device, "threads": args.threads, "num_samples": args.samples}
-    cell |= {"machine": machine(), "versions": versions()}
+    cell |= {"machine": machine(), "versions": VERSIONS}
     if args.device == "cuda":
         cell |= on_a_gpu(vae, args.samples) if torch.cuda.is_available() else {"seconds_of_10000_data": NOT_MEASURED}
         print(f"10,000 data, {args.samples} samples each, seconds: {cell['seconds_of_10000_data']}")

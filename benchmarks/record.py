@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import ppgen
+
 # What the scripts themselves write: it does not make the code another.
 WRITTEN = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
 
@@ -39,7 +41,7 @@ class Record:
 
     def add(self, **cell: Any) -> None:
         """One more cell, with the versions and the kind of machine that it was measured on."""
-        cell |= {"machine": machine(), "versions": versions()}
+        cell |= {"machine": machine(), "versions": VERSIONS}
         if not self.path:
             self._cells = [*self._cells, cell]
             return
@@ -92,19 +94,24 @@ def processor() -> str:
     return f"{names[0] if names else platform.processor()} ({platform.machine()})"
 
 
-def versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "pyro-ppl", "zuko", "numpy", "scikit-learn")}
-    return {"python": platform.python_version(), **packages, "ppgen": commit()}
-
-
-def commit() -> str:
-    """The commit of the code that runs, "-dirty" if it has been changed since; its version outside of a clone."""
+def commit(folder: Path) -> str:
+    """The commit of a clone, "-dirty" if its code has been changed since; the installed version outside of one."""
     with suppress(OSError, subprocess.CalledProcessError):
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)
-        return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *WRITTEN)
+        return _git(folder, "rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
     return version("ppgen")
 
 
-def _git(*command: str) -> str:
-    done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+def _git(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        ["git", "--no-optional-locks", *command], cwd=folder, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
+
+
+# Of the code that runs: what is committed or changed hours later, when a result is written, is other code.
+VERSIONS = {
+    "python": platform.python_version(),
+    **{name: version(name) for name in ("torch", "pyro-ppl", "zuko", "numpy", "scikit-learn")},
+    "ppgen": commit(Path(ppgen.__file__).parent),
+}

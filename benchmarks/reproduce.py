@@ -28,7 +28,7 @@ import numpy as np
 import protocol
 import torch
 from protocol import QUICK, Settings, of, one_layer, two_layers
-from record import alone_in, machine, versions, write, write_values
+from record import VERSIONS, alone_in, machine, write, write_values
 from reproduced import MARKS, NOT_RUN, insert, table
 
 from ppgen import posteriors
@@ -197,7 +197,7 @@ def evaluate(
     row: Row, place: Place, settings: Settings, x: Any, pair: Any, history: dict[str, Any], ended: bool
 ) -> dict[str, Any]:
     """The likelihood of the test data and what the latents do, written to the row's file; ended: by early stopping."""
-    began, code = time.perf_counter(), versions()  # the code that runs, whatever is committed meanwhile
+    began = time.perf_counter()
     estimate = log_likelihood(pair, x.test, num_samples=row.num_samples or settings.num_samples)
     report = latent_report(pair, x.test) if row.num_samples is None else None
     epochs, best = len(history["loss"]), history["best_epoch"]
@@ -224,7 +224,7 @@ def evaluate(
         "test": estimate.data,
         "device": _device(pair),
         "machine": machine(),
-        "versions": code,
+        "versions": VERSIONS,
     }
     if x.num_levels and x.num_levels > 2:
         result["bits_per_dim"] = bits_per_dim(estimate.values, x.event_shape).mean().item()

@@ -95,8 +95,9 @@ def test_no_cell_is_lost_where_several_add_to_one_file(tmp_path, monkeypatch):
 def test_code_is_called_changed_where_it_is_and_not_where_results_are(tmp_path):
     folder = tmp_path / "benchmarks"
     (folder / "results").mkdir(parents=True)
-    for path, content in {"record.py": (BENCHMARKS / "record.py").read_text(), "results/a.json": "{}"}.items():
-        (folder / path).write_text(content)
+    written, code = (folder / "results" / "a.json", tmp_path / "README.md"), folder / "code.py"
+    for path in (*written, code):
+        path.write_text("before")
 
     def git(*arguments):
         author = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -106,13 +107,12 @@ def test_code_is_called_changed_where_it_is_and_not_where_results_are(tmp_path):
     git("add", ".")
     git("commit", "-m", "a test")
     head = git("rev-parse", "--short=10", "HEAD").stdout.strip()
-    commit = runpy.run_path(str(folder / "record.py"))["commit"]
-    (folder / "results" / "a.json").write_text("{1}")
-    (tmp_path / "untracked").touch()
-    assert commit() == head
-    with (folder / "record.py").open("a") as file:
-        file.write("# changed")
-    assert commit() == f"{head}-dirty"
+    commit = runpy.run_path(str(BENCHMARKS / "record.py"))["commit"]
+    for path in (*written, tmp_path / "untracked"):
+        path.write_text("after")
+    assert commit(folder) == head
+    code.write_text("after")
+    assert commit(folder) == f"{head}-dirty"
 
 
 def test_a_run_is_measured_on_data_in_the_form_that_it_was_trained_on(tmp_path, monkeypatch, capsys):

@@ -78,6 +78,14 @@ def test_convolutions_and_recurrent_networks_on_a_gpu_have_all_bits_and_the_defa
     assert cudnn.allow_tf32 and flags() == before
     with unabridged(torch.device("cpu")):
         assert flags() == before
+    for flags_before in ("high", "medium"):
+        torch.set_float32_matmul_precision(flags_before)
+        try:
+            with unabridged(torch.device("cpu")):
+                assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.get_float32_matmul_precision() == flags_before
+        finally:
+            torch.set_float32_matmul_precision("highest")
     cudnn.conv.fp32_precision = "ieee"  # by torch's newer flags, beside which it does not tell the older one
     try:
         chosen = flags()
@@ -86,3 +94,17 @@ def test_convolutions_and_recurrent_networks_on_a_gpu_have_all_bits_and_the_defa
         assert flags() == chosen
     finally:
         cudnn.conv.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_where_torchs_newer_flags_are_set_they_stay_as_they_are(precision):
+    newer = torch.backends.cuda.matmul
+    newer.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        fit(small_vae(), X, epochs=1, seed=0, progress=False, precision=precision)
+        log_likelihood(small_vae(), X, num_samples=2)
+        assert newer.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -10,47 +10,52 @@ from parts import small_vae
 from ppgen.inference import SVI, elbo, warmup
 from ppgen.inference.execution.graphs import Graph
 from ppgen.inference.execution.replayed import Replayed
-from ppgen.inference.training.compiled import Compiled
 
 X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
 
 
 class Recorded:
-    """A stand-in for a CUDA graph: replays the function that it was made of. A real capture only records it."""
+    """A stand-in for a CUDA graph: its replay runs the function that it was made of. A real one only records it."""
 
     def __init__(self):
-        self.replays = 0
+        self.replays, self.running = 0, False
 
     def __call__(self, step):
         def replay():
             self.replays += 1
+            self.running = True
             step()
+            self.running = False
 
         return replay
 
 
-class Settled(Compiled):
-    """Of a pair that runs in eager: all batches of a shape and of settings run the same code."""
+class Settled:
+    """Of a pair that runs in eager: all batches run the same code."""
 
-    def form(self, batch):
-        return self.key(batch), 0
+    def settled(self, batch):
+        return "key", type(self)
+
+    def count(self, key):
+        assert key == "key"
 
 
 @pytest.fixture
 def replayed(monkeypatch):
     """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
     monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
+    graph = Recorded()
+    monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "_is_captured", lambda batch: graph.running)
     # The traced operations one by one, which are there in no time; what the compiler makes of them is tested elsewhere.
     monkeypatch.setattr(Graph, "compile", lambda self, inputs: lambda *given: self.module(*given, *self.held))
-    graph = Recorded()
 
-    def make(pair, loss=None, compile=False):
-        svi = SVI(pair, loss, lambda p: torch.optim.Adam(p, lr=1e-2, fused=True), compile=compile)
+    def make(pair, loss=None, compile=False, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2, fused=True)):
+        svi = SVI(pair, loss, optimizer, compile=compile)
         svi.prepare(X)
-        form = (svi._compiled or Settled(svi.loss, pair, svi.parameters)).form
-        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, form, graph)
+        svi._replayed = Replayed(svi._update, svi._explain, svi.optimizer, svi._compiled or Settled(), graph)
         for group in svi.optimizer.param_groups:
-            group["capturable"] = False  # which the kernels of a CPU do not know
+            if "capturable" in group:
+                group["capturable"] = False  # which the kernels of a CPU do not know
         return svi
 
     return make, graph
@@ -98,7 +103,7 @@ def test_a_graph_ends_with_the_code_that_it_holds(replayed, monkeypatch):
     monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "CHECKS", set())
     pair = small_vae()
     svi = make(pair, compile=True)
-    first = svi._compiled
+    graphs = svi._replayed._graphs
 
     def replays(steps):
         before = graph.replays
@@ -107,47 +112,40 @@ def test_a_graph_ends_with_the_code_that_it_holds(replayed, monkeypatch):
         return graph.replays - before
 
     assert replays(1 + 3) == 0 and replays(4) == 4  # one that builds the code, three that warm up
-    ((key, number),) = svi._replayed._graphs
-    svi._compiled._doubted.add(key)
-    assert replays(1) == 0 and not first._doubted  # compared with eager, and found right
+    (first,) = graphs.values()
+    svi._compiled._doubted.add(svi._compiled.key([X]))
+    assert replays(1) == 0 and not svi._compiled._doubted  # compared with eager, and found right
     assert replays(2) == 2
     weight = next(pair.posterior.parameters())
     weight.data = weight.data.clone()
-    assert replays(1) == 0  # built anew
+    assert replays(1) == 0 and not graphs  # built anew
     assert replays(3) == 0 and replays(3) == 3
-    assert [form for form in svi._replayed._graphs] == [(key, number + 1)]
+    assert len(graphs) == 1 and first not in graphs.values()
     svi._compiled._give_up("a test says so")
-    assert replays(5) == 0
+    assert replays(5) == 0 and not graphs
     svi.look()
 
 
-def test_steps_that_are_replayed_are_compared_as_often_as_others(replayed, monkeypatch):
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])  # which no graph can hold
+def test_steps_that_are_replayed_are_compared_when_others_are(optimizer, replayed, monkeypatch):
     make, graph = replayed
     compiled = sys.modules["ppgen.inference.training.compiled"]
     monkeypatch.setattr(compiled, "CHECKS", {9})
     monkeypatch.setattr(compiled, "CHECK_EVERY", 20)
-    checked = []
-    check = compiled.Compiled._check
-    monkeypatch.setattr(compiled.Compiled, "_check", lambda *given, **rest: checked.append(1) or check(*given, **rest))
-    svi = make(small_vae(), compile=True)
-    key, seen = svi._compiled.key([X]), []
-    for _ in range(60):
-        svi.step(X)
-        seen.append((svi._compiled._calls[key], len(checked)))
-    assert next(count for calls, count in seen if calls >= 60) == 4 and graph.replays > 40
-    assert max(count for calls, count in seen if calls < 20) == 1
+    steps, check, when = 65, compiled.Compiled._check, {}
+    for ahead in (False, True):
+        pair = small_vae()
+        svi = make(pair, compile=True, optimizer=lambda p: optimizer(p, lr=1e-2, fused=True))
+        svi._replayed = svi._replayed if ahead else None
+        seen = when[ahead] = []
+        for step in range(1, steps + 1):
 
+            def noted(*given, at=step, seen=seen, **rest):
+                seen.append(at)
+                return check(*given, **rest)
 
-def test_nothing_is_compared_while_a_graph_is_captured(replayed, monkeypatch):
-    make, graph = replayed
-    compiled = sys.modules["ppgen.inference.training.compiled"]
-    checked = []
-    monkeypatch.setattr(compiled.Compiled, "_check", lambda *given, **rest: checked.append(1))
-    svi = make(small_vae(), compile=True)
-    for _ in range(4):
-        svi.step(X)
-    key = svi._compiled.key([X])
-    svi._compiled._calls[key] = 498  # one before it is compared, where a run that is continued may have stopped
-    monkeypatch.setattr(compiled, "_is_captured", lambda batch: True)
-    svi.step(X)
-    assert svi._compiled._calls[key] == 500 and graph.replays == 1 and not checked
+            monkeypatch.setattr(compiled.Compiled, "_check", noted)
+            svi.step(X)
+        assert svi._compiled.state_dict()["calls"] == {repr(svi._compiled.key([X])): (steps, True)}
+    assert when[False] == when[True] == [9, 20, 40, 60]
+    assert (graph.replays > 50) == (optimizer is torch.optim.Adam)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,13 +22,15 @@ class Replayed:
     that it happened is found at the next look, which runs that batch in eager to say where. Steps in which compiled
     code is compared with eager, which the host has to see, are not replayed.
 
+    A graph lives as long as the code that it holds.
+
     Args:
         update: of a batch: gradients and optimiser step, without a read on the host. It returns the loss, and a number
             that is finite only if the update was made.
         explain: raises the error that says what went wrong with a batch.
         optimizer: whose learning rates a captured graph must see change.
-        form: of a batch: its shapes and settings, and the number of the code that they run; None where the step is
-            not to be replayed.
+        compiled: what update runs: ``settled(batch)`` is the key of a batch and the code for it, or None where the step
+            is not to be replayed; ``count(key)`` is told of each step that was.
         capture: makes a graph of a function without arguments and returns what replays it; of CUDA by default.
     """
 
@@ -36,34 +39,36 @@ class Replayed:
         update: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
         explain: Callable[[Tensor, Sequence[Tensor]], Exception],
         optimizer: torch.optim.Optimizer,
-        form: Callable[[Sequence[Tensor]], tuple[Any, int] | None],
+        compiled: Any,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        self.update, self.explain, self.optimizer, self.form = update, explain, optimizer, form
+        self.update, self.explain, self.optimizer, self.compiled = update, explain, optimizer, compiled
         self.capture = _cuda_graph if capture is None else capture
         self.capturable = all("capturable" in group for group in optimizer.param_groups)
         for group in optimizer.param_groups:
             if self.capturable:
                 group["capturable"] = True
-        self._graphs: dict[tuple[Any, int], _Graph] = {}
-        self._calls: dict[tuple[Any, int] | None, int] = {}
+        self._graphs: WeakKeyDictionary[Any, _Graph] = WeakKeyDictionary()
+        self._warm: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._pending: list[tuple[Tensor, Tensor, Sequence[Tensor]]] = []
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         """One update; its loss, on the device."""
-        form = self.form(batch)
-        calls = self._calls[form] = self._calls.get(form, 0) + 1
-        if not self.capturable or form is None or calls <= WARM or calls % LOOK_EVERY == 0:
-            loss, whole = self.update(batch)
-        else:
-            if form not in self._graphs:  # and any other holds code that these shapes and settings no longer run
-                self._graphs = {other: graph for other, graph in self._graphs.items() if other[0] != form[0]}
-                self._graphs[form] = _Graph(self.update, batch, self.optimizer, self.capture)
-            loss, whole = self._graphs[form](batch)
+        settled = self.compiled.settled(batch) if self.capturable else None
+        loss, whole = self.update(batch) if settled is None else self._replay(batch, *settled)
         self._pending.append((loss, whole, batch))
         if len(self._pending) >= LOOK_EVERY:
             self.look()
         return loss
+
+    def _replay(self, batch: Sequence[Tensor], key: Any, code: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        if self._warm.get(code, 0) < WARM:
+            self._warm[code] = self._warm.get(code, 0) + 1
+            return self.update(batch)
+        if code not in self._graphs:
+            self._graphs[code] = _Graph(self.update, batch, self.optimizer, self.capture)
+        self.compiled.count(key)
+        return self._graphs[code](batch)
 
     def look(self) -> None:
         """Waits for the device, and makes sure that the updates since the last look were made.

@@ -19,6 +19,7 @@ __all__ = [
     "buffers_of",
     "drawing",
     "evaluating",
+    "matrix_products",
     "small_parameters",
     "stirred",
     "training",
@@ -111,23 +112,43 @@ def training(pair: Any, mode: bool) -> Iterator[None]:
 
 
 @contextmanager
-def unabridged(device: torch.device | None) -> Iterator[None]:
-    """No operation rounds its inputs inside: not by the caller's autocast, nor by what torch has as default on a GPU.
+def matrix_products(precision: str) -> Iterator[None]:
+    """Torch's precision of matrix products inside: ``"highest"``, or ``"high"``, which is tf32 on a GPU.
 
-    That is tf32, with 10 bits of mantissa, in convolutions and recurrent networks.
+    Where it was set by one of torch's newer flags (``fp32_precision``) torch refuses this one, and it stays as it is.
+    """
+    before = precision
+    with suppress(RuntimeError):
+        before = torch.get_float32_matmul_precision()
+    if before == precision:
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def unabridged(device: torch.device | None) -> Iterator[None]:
+    """No bits are spared inside: not by the caller's autocast, nor in matrix products, convolutions and recurrences.
+
+    Of the latter two torch's own default on a GPU is tf32, with 10 bits of mantissa. What was set by torch's newer
+    flags (``fp32_precision``) stays as it is.
     """
     kind, cudnn = "cpu" if device is None else device.type, torch.backends.cudnn
-    rounds = False
+    spares = False
     if kind == "cuda":
-        with suppress(RuntimeError):  # torch has a newer flag for each, and whoever has set one of those has chosen
-            rounds = cudnn.allow_tf32
-    with torch.autocast(kind, enabled=False):
+        with suppress(RuntimeError):  # as torch says where newer flags were set
+            spares = cudnn.allow_tf32
+    with torch.autocast(kind, enabled=False), matrix_products("highest"):
         try:
-            if rounds:
+            if spares:
                 cudnn.allow_tf32 = False
             yield
         finally:
-            if rounds:
+            if spares:
                 cudnn.allow_tf32 = True
 
 

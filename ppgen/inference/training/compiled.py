@@ -61,7 +61,6 @@ def gradients(loss: Callable[..., Tensor], pair: Any, parameters: Sequence[Tenso
 class _Code(NamedTuple):
     """Machine code for batches of one shape."""
 
-    number: int  # of its making
     run: Callable[..., Any]
     graph: Graph
     used: list[bool]  # the parameters that have a gradient
@@ -93,7 +92,6 @@ class Compiled:
         self.loss, self.pair, self.parameters = loss, pair, list(parameters)
         self.reason: str | None = None if _can_compile(parameters) else "there is no C++ compiler"
         self._codes: dict[Any, _Code] = {}
-        self._made = 0
         self._calls: dict[Any, int] = {}
         self._numbers = _numbers(pair, loss)
         modules = [part for module in modules_of(pair) for part in module.modules()]
@@ -111,6 +109,8 @@ class Compiled:
             return self._eager(batch)
         batch = [member.contiguous() for member in batch]  # a graph holds for one order in memory
         key = self.key(batch)
+        if key in self._codes and _is_captured(batch):  # a step that is only noted, and counted when it is made
+            return self._run(self._codes[key], batch)
         if key not in self._calls and self._earlier:
             self._calls[key] = self._earlier.get(repr(key), (0, False))[0]
         calls = self._calls[key] = self._calls.get(key, 0) + 1
@@ -125,7 +125,7 @@ class Compiled:
             if others and calls <= PATIENCE and not had_graph:
                 return self._eager(batch)
             return self._build(key, batch)
-        if (key in self._doubted or _is_checked(calls)) and not _is_captured(batch):
+        if key in self._doubted or _is_checked(calls):
             return self._check(key, code, batch, again=calls in RETRACES or calls % RETRACE_EVERY == 0)
         return self._run(code, batch)
 
@@ -149,19 +149,19 @@ class Compiled:
             *(p.requires_grad for p in self.parameters),
         )
 
-    def form(self, batch: Sequence[Any]) -> tuple[Any, int] | None:
-        """What stands for the code that a batch runs, which counts as one of its calls.
-
-        None where it must be called: where it has no code, or one that is in doubt or to be compared with eager.
-        """
+    def settled(self, batch: Sequence[Any]) -> tuple[Any, Callable[..., Any]] | None:
+        """A batch's key and the code that it runs; None where there is none, or it is in doubt or to be compared."""
         if self.reason is not None or not all(isinstance(member, Tensor) for member in batch):
             return None
         key = self.key(batch)
-        code, calls = self._codes.get(key), self._calls.get(key, 0) + 1
-        if code is None or key in self._doubted or _is_checked(calls) or code.memory != self.memory():
+        code = self._codes.get(key)
+        if code is None or key in self._doubted or code.memory != self.memory() or _is_checked(self._calls[key] + 1):
             return None
-        self._calls[key] = calls
-        return key, code.number
+        return key, code.run
+
+    def count(self, key: Any) -> None:
+        """One more call of the code for batches of a key, which was made elsewhere."""
+        self._calls[key] += 1
 
     def memory(self) -> tuple[int, ...]:
         """Where parameters and buffers lie."""
@@ -192,8 +192,7 @@ class Compiled:
         try:
             graph = twice(partial(self._trace, used), batch)
             with self._given_back(batch):
-                self._made += 1
-                code = _Code(self._made, graph.compile(batch), graph, used, self.memory())
+                code = _Code(graph.compile(batch), graph, used, self.memory())
             with self._given_back(batch):
                 found = self._run(code, batch)
             if difference := _difference(found, wanted, self.tolerance):

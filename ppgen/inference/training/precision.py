@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ppgen.inference.programs.modes import matrix_products
+
 __all__ = ["precision", "widened"]
 
 
@@ -20,12 +22,8 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if name == "tf32" else before)
-    try:
+    with matrix_products("high") if name == "tf32" else nullcontext():
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class _Widened(TorchFunctionMode):

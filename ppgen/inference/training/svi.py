@@ -144,7 +144,7 @@ class SVI:
             self._compiled = Compiled(self.loss, self.pair, self.parameters, PRECISIONS[self.precision])
             ahead = device is not None and device.type == "cuda" and self.optimizer.defaults.get("fused")
             if self.compiled and ahead and current().count == 1:
-                self._replayed = Replayed(self._update, self._explain, self.optimizer, self._compiled.form)
+                self._replayed = Replayed(self._update, self._explain, self.optimizer, self._compiled)
 
     @property
     def compiled(self) -> bool:
