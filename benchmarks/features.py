@@ -144,10 +144,10 @@ def run(args: argparse.Namespace) -> Record:
                     continue
                 before = {"seconds_of_pair": round(trained(name)[1], 1)} if name in PAIRS else {}
                 began, errors = time.perf_counter(), []
-                draws = 1 if num_labels >= len(y) else args.draws
+                whole = num_labels >= len(y)
+                draws = 1 if whole else args.draws
                 for draw in range(draws):
                     torch.manual_seed(args.seed + draw)
-                    whole = num_labels >= len(y)
                     rows = torch.arange(len(y)) if whole else balanced(y, num_labels, args.seed + draw)
                     errors.append(round(100 * (predict(name, rows) != y_test).double().mean().item(), 4))
                 cell = {"features": name, "classifier": kind, "labels": num_labels, **settings}

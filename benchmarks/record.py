@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import ppgen
+from ppgen.files import write_bytes
 
 # What the scripts themselves write: it does not make the code another.
 WRITTEN = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
@@ -52,21 +53,16 @@ class Record:
 
 def write(path: Path, content: Any) -> None:
     """A JSON file and its folder, the file whole or not at all."""
-    _whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_values(path: Path, values: np.ndarray) -> None:
     """An array of NumPy's and its folder, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, values)
-    _whole(path, content.getvalue())
-
-
-def _whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_bytes(path, content.getvalue())
 
 
 @contextmanager
