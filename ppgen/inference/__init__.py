@@ -9,8 +9,8 @@ from ppgen.inference.evaluation.likelihood import Estimate, log_likelihood
 from ppgen.inference.evaluation.proposals import RepairedEstimate, repaired_log_likelihood
 from ppgen.inference.execution.distributed import processes
 from ppgen.inference.losses.elbo import elbo
-from ppgen.inference.losses.iwae import iwae
-from ppgen.inference.losses.pathwise import dreg, renyi, sticking_the_landing, stratified
+from ppgen.inference.losses.iwae import iwae, renyi
+from ppgen.inference.losses.pathwise import dreg, sticking_the_landing, stratified
 from ppgen.inference.losses.schedules import warmup
 from ppgen.inference.losses.semisupervised import semi_supervised
 from ppgen.inference.predictions.classify import classify

@@ -1,4 +1,4 @@
-r"""The importance-weighted bound."""
+r"""The importance-weighted bound, and Rényi's, of which it is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppgen.inference.programs.traces import Program
 from ppgen.inference.programs.weights import weigh
 from ppgen.numbers import positive_integer
 
-__all__ = ["IWAE", "iwae"]
+__all__ = ["IWAE", "Renyi", "iwae", "renyi"]
 
 
 class IWAE(nn.Module):
@@ -71,4 +71,54 @@ class IWAE(nn.Module):
         return loss
 
 
+class Renyi(nn.Module):
+    r"""The negative variational Rényi bound.
+
+    .. math:: -\frac{1}{1 - \alpha} \log \frac{1}{k} \sum_{s=1}^{k} \left( \frac{p(x, z_s)}{q(z_s \mid x)}
+        \right)^{1 - \alpha}
+
+    α = 0 is the IWAE bound, α → 1 the ELBO. The power is taken per datum: a plate's subsampling scale never enters it
+    (in Pyro's ``RenyiELBO`` it does).
+
+    References:
+        Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
+
+    Args:
+        alpha: α, any number but 1.
+        num_particles: k.
+
+    Raises:
+        ValueError: α is 1 or not finite, k is not a positive whole number, or (when called) the guide is not
+            reparameterised.
+
+    Example:
+        >>> loss = renyi(0.5, 10)
+    """
+
+    def __init__(self, alpha: float, num_particles: int) -> None:
+        super().__init__()
+        if not math.isfinite(alpha) or alpha == 1:
+            raise ValueError(f"alpha must be a finite number other than 1 (which is the ELBO: elbo()), got {alpha!r}.")
+        self.alpha = alpha
+        self.num_particles = positive_integer("num_particles", num_particles)
+        self._measured = Measured()
+
+    def extra_repr(self) -> str:
+        """The settings, for people."""
+        return f"alpha={self.alpha:g}, num_particles={self.num_particles}"
+
+    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
+        """The loss of one batch, a scalar in nats per datum."""
+        structure = self._measured(model, guide, *batch)
+        log_w, score = weigh(model, guide, batch, self.num_particles, structure, scaled=True)
+        if score is not None:
+            raise ValueError(
+                "renyi needs a guide that is reparameterised: use elbo or iwae, which have the score function."
+            )
+        power = 1 - self.alpha
+        bound = ((power * log_w).logsumexp(0) - math.log(self.num_particles)) / power
+        return -bound.mean()
+
+
 iwae = IWAE
+renyi = Renyi

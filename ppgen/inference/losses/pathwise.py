@@ -1,7 +1,8 @@
-r"""Objectives of the log weights beyond the ELBO and IWAE: other means of them, and gradients of less variance.
+r"""Objectives with gradients of less variance than those of the ELBO and IWAE.
 
 The score of the guide, :math:`\nabla_\phi \log q_\phi(z \mid x)` at fixed z, has mean zero and only adds noise to a
-reparameterised gradient. Here it is left out: the guide is run once more on what it drew, with its parameters held.
+reparameterised gradient. Here it is left out: the guide is run once more on what it drew, with its parameters held. Of
+a mixture, each component is drawn from in its turn.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from ppgen.inference.programs.traces import (
     run_guide,
     sites,
 )
-from ppgen.inference.programs.weights import combine, weigh
+from ppgen.inference.programs.weights import combine
 from ppgen.numbers import positive_integer
 from ppgen.pair import tracing, unadapted
 
-__all__ = ["DReG", "Renyi", "StickingTheLanding", "Stratified", "dreg", "renyi", "sticking_the_landing", "stratified"]
+__all__ = ["DReG", "StickingTheLanding", "Stratified", "dreg", "sticking_the_landing", "stratified"]
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -242,55 +243,6 @@ class DReG(nn.Module):
         return -(bound + surrogate - surrogate.detach()).mean()
 
 
-class Renyi(nn.Module):
-    r"""The negative variational Rényi bound.
-
-    .. math:: -\frac{1}{1 - \alpha} \log \frac{1}{k} \sum_{s=1}^{k} \left( \frac{p(x, z_s)}{q(z_s \mid x)}
-        \right)^{1 - \alpha}
-
-    α = 0 is the IWAE bound, α → 1 the ELBO. The power is taken per datum: a plate's subsampling scale never enters it
-    (in Pyro's ``RenyiELBO`` it does).
-
-    References:
-        Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
-
-    Args:
-        alpha: α, any number but 1.
-        num_particles: k.
-
-    Raises:
-        ValueError: α is 1 or not finite, k is not a positive whole number, or (when called) the guide is not
-            reparameterised.
-
-    Example:
-        >>> loss = renyi(0.5, 10)
-    """
-
-    def __init__(self, alpha: float, num_particles: int) -> None:
-        super().__init__()
-        if not math.isfinite(alpha) or alpha == 1:
-            raise ValueError(f"alpha must be a finite number other than 1 (which is the ELBO: elbo()), got {alpha!r}.")
-        self.alpha = alpha
-        self.num_particles = positive_integer("num_particles", num_particles)
-        self._measured = Measured()
-
-    def extra_repr(self) -> str:
-        """The settings, for people."""
-        return f"alpha={self.alpha:g}, num_particles={self.num_particles}"
-
-    def forward(self, model: Program, guide: Program, *batch: Any) -> Tensor:
-        """The loss of one batch, a scalar in nats per datum."""
-        structure = self._measured(model, guide, *batch)
-        log_w, score = weigh(model, guide, batch, self.num_particles, structure, scaled=True)
-        if score is not None:
-            raise ValueError(
-                "renyi needs a guide that is reparameterised: use elbo or iwae, which have the score function."
-            )
-        power = 1 - self.alpha
-        bound = ((power * log_w).logsumexp(0) - math.log(self.num_particles)) / power
-        return -bound.mean()
-
-
 class _Stratify(poutine.messenger.Messenger):
     """Draws the k-th particle of a mixture's site from its k-th component."""
 
@@ -373,4 +325,3 @@ class Stratified(nn.Module):
 sticking_the_landing = StickingTheLanding
 stratified = Stratified
 dreg = DReG
-renyi = Renyi
