@@ -264,7 +264,7 @@ def test_samples_go_from_the_prior_through_the_codebook_to_the_decoder():
     assert torch.equal(sample(small(), 5, seed=3), sample(small(), 5, seed=3)) is False, "other parameters"
 
 
-class Slow(torch.nn.Module):
+class Undrawn(torch.nn.Module):
     """A prior whose draws must not be asked for where codes are given."""
 
     def forward(self, *context):
@@ -276,7 +276,7 @@ class Slow(torch.nn.Module):
 
 
 def test_decoding_draws_nothing_from_the_prior():
-    pair, x = small(Slow()), images()
+    pair, x = small(Undrawn()), images()
     assert reconstruct(pair, x).shape == x.shape
     assert decode(pair, encode(pair, x)).shape == x.shape
     with pytest.raises(AssertionError, match="drawn"):
