@@ -2,6 +2,7 @@
 
 import copy
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -236,6 +237,48 @@ def test_denoising_is_the_posterior_mean():
     posterior_precision = torch.eye(2) + WEIGHT.T @ WEIGHT / SCALE**2
     expected = x @ WEIGHT / SCALE**2 @ posterior_precision.inverse() @ WEIGHT.T
     assert torch.allclose(denoise(Custom(linear, rough), x, num_samples=20_000), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("lowest", [2.5, 2.8])
+def test_draws_that_could_not_have_led_to_a_datum_have_no_share(lowest):
+    """Most blocks of draws hold none that could have; those that do are all that counts."""
+
+    def model(x=None, *, mask=None):
+        with data_plate(x):
+            z = sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("high", torch.where(z > lowest, 0.0, -torch.inf))
+            return sample("x", marginal(dist.Normal(z[..., None].expand(*z.shape, 2), 1.0).to_event(1), mask), obs=x)
+
+    def guide(x, *, mask=None):
+        with data_plate(x):
+            sample("z", dist.Normal(0.0, 1.0))
+
+    x, mask = torch.tensor([[3.0, NAN]]).expand(100, 2), torch.tensor([[True, False]]).expand(100, 2)
+    z = torch.linspace(lowest, 8, 20_000, dtype=torch.float64)
+    density = (-(z**2) / 2 - (3 - z) ** 2 / 2).exp()
+    expected, pair = (z * density).sum() / density.sum(), Custom(model, guide)
+    filled, drawn = (impute(pair, x, mask=mask, num_samples=5000, mean=m)[:, 1] for m in (True, False))
+    assert filled.isfinite().all() and filled.mean().item() == pytest.approx(expected.item(), abs=0.05)
+    assert drawn.mean().item() == pytest.approx(expected.item(), abs=0.4), "one draw each, with a deviation of 1"
+    assert denoise(pair, x, mask=mask, num_samples=5000).mean().item() == pytest.approx(expected.item(), abs=0.05)
+    for mean in (True, False):
+        with pytest.raises(ValueError, match="All weights of datum 0 are zero"):
+            impute(pair, x, mask=mask, num_samples=20, mean=mean)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    def model(x):
+        with data_plate(x):
+            z = sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("bad", torch.where(x > 2.0, torch.inf, 0.0))
+            sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="The weights of datum 3 are not finite"):
+        denoise(Custom(model, guide), torch.arange(6.0))
 
 
 def small_vae(**options):

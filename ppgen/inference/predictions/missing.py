@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES
+from ppgen.inference.evaluation.psis import check_weights
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
@@ -87,15 +88,19 @@ def _average(
                 torch.manual_seed(derived_seed(seed, start // CELL_DATA, cell // CELL_SAMPLES))
                 size = min(CELL_SAMPLES, num_samples - cell)
                 log_w, x = _draws(pair, block, size, structure.nesting, structure.enumerated)
+                check_weights(log_w, start)
                 completed = fill(x, block[0]).reshape(len(log_w), len(block[0]), *x.event_shape)
                 log_cell = log_w.logsumexp(0)
                 log_new = torch.logaddexp(log_total, log_cell)
-                share = (log_cell - log_new).exp()  # of this cell among all so far
+                # A cell of which no draw could have led to a datum has no share in it; another one may.
+                possible = log_cell > -math.inf
+                share = torch.where(possible, (log_cell - log_new).exp(), 0.0)  # of this cell among all so far
                 if mean:
-                    value = torch.einsum("sn,sn...->n...", (log_w - log_cell).exp(), completed.to(log_w.dtype))
+                    weights = torch.where(possible, (log_w - log_cell).exp(), 0.0)
+                    value = torch.einsum("sn,sn...->n...", weights, completed.to(log_w.dtype))
                     mixed = value if result is None else result.lerp(value, _like(share, value))
                 else:
-                    index = torch.distributions.Categorical(logits=log_w.T).sample()
+                    index = torch.distributions.Categorical(logits=torch.where(possible, log_w, 0.0).T).sample()
                     value = completed[index, torch.arange(len(index), device=index.device)]
                     mixed = (
                         value
@@ -152,7 +157,8 @@ def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean
 
     Raises:
         TypeError, ValueError: a pair that takes no mask or whose elements cannot be integrated out, a mask of another
-            shape or type, a number of samples that is not a positive whole number, or a decoder without the mean.
+            shape or type, a number of samples that is not a positive whole number, a decoder without the mean, or
+            weights of a datum that are NaN or all zero.
 
     Example:
         >>> from ppgen import decoders, models, nn, posteriors, priors
@@ -206,7 +212,7 @@ def denoise(pair: Pair, x: Any, *y: Any, mask: Any = None, num_samples: int = 10
         (N, \*event), on the CPU.
 
     Raises:
-        TypeError, ValueError: bad data, or a decoder without a mean.
+        TypeError, ValueError: bad data, a decoder without a mean, or weights that are NaN or all zero.
     """
     pair, batch = masked(pair, (x, *y), mask)
     return _average(pair, batch, num_samples, seed, True, lambda distribution, given: _mean(distribution))
