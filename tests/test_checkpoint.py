@@ -18,6 +18,7 @@ from ppgen import decoders, models, nn, priors
 from ppgen.data.binarize import DynamicBinarization
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, train, warmup
 from ppgen.inference.execution.distributed import MissingProcess
+from ppgen.inference.training import checkpoint
 from ppgen.inference.training.adversarial import wasserstein_gp
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
@@ -300,6 +301,23 @@ def test_a_second_run_is_kept_out_of_a_folder_in_use(tmp_path):
     step.step = step_beside_another_run
     train(step, X, epochs=1, batch_size=25, seed=5, progress=False, checkpoint=tmp_path)
     assert len(refused) == 2 and [p.name for p in tmp_path.iterdir()] == ["000000000002"]
+
+
+def test_a_lock_whose_file_is_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    flock, locked = checkpoint.fcntl.flock, []
+
+    def removed_by_its_last_holder(file, how):
+        if not locked:
+            (tmp_path / ".lock").unlink()
+        locked.append(file)
+        flock(file, how)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", removed_by_its_last_holder)
+    with checkpoint.Checkpoints(tmp_path).alone():
+        assert len(locked) == 2
+        with pytest.raises(ValueError, match="in use by another run"), checkpoint.Checkpoints(tmp_path).alone():
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("given", ["", 3, True])

@@ -366,6 +366,9 @@ SETTINGS = {
     "beta NaN": refused(real, lambda p: fit(p, R, loss=elbo(beta=math.nan), **QUIET), "beta", "nan"),
     "beta negative": refused(real, lambda p: fit(p, R, loss=elbo(beta=-1), **QUIET), "beta", "-1"),
     "free bits negative": refused(real, lambda p: fit(p, R, loss=elbo(free_bits=-1), **QUIET), "free_bits", "-1"),
+    "warm-up without an end": refused(
+        real, lambda p: fit(p, R, loss=elbo(beta=warmup(float("inf"))), **QUIET), "positive finite number", "inf"
+    ),
     "warm-up of no epochs": refused(real, lambda p: fit(p, R, loss=elbo(beta=warmup(0)), **QUIET), "epochs", "0"),
     "latent_dim=0": refused(real, lambda p: priors.StandardNormal(0), "0"),
     "latent_dim=-1": refused(real, lambda p: priors.StandardNormal(-1), "-1"),

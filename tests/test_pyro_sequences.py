@@ -113,6 +113,47 @@ def test_a_packed_sequence_of_another_length_is_named():
         checked_rows((data, rows[1], mask, lengths))
 
 
+def test_packed_sequences_alone_are_rows_like_others():
+    """One latent a sequence, with its exact posterior as the guide: every number is known."""
+
+    def unpacked(x):
+        values, lengths = nn.utils.rnn.pad_packed_sequence(x, batch_first=True)
+        return values, torch.arange(values.shape[1]) < lengths[:, None]
+
+    def model(x):
+        values, mask = unpacked(x)
+        with pyro.plate("data", len(values)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).mask(mask).to_event(1), obs=values)
+
+    def guide(x):
+        values, mask = unpacked(x)
+        precision = 1 + mask.sum(1)
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("data", len(values)):
+            pyro.sample("z", dist.Normal((values * mask).sum(1) / precision + shift, precision**-0.5))
+
+    lengths, pair = torch.tensor([5, 4, 4, 3, 2, 2, 1]), Custom(model, guide)
+    rows = [torch.randn(n) for n in lengths.tolist()]
+    x = nn.utils.rnn.pack_sequence(rows)
+    exact = torch.stack(
+        [dist.MultivariateNormal(torch.zeros(len(r)), torch.eye(len(r)) + 1.0).log_prob(r) for r in rows]
+    )
+    estimate = log_likelihood(pair, x, num_samples=2)
+    assert torch.allclose(estimate.values.float(), exact, atol=1e-5)
+    kl = torch.distributions.kl_divergence(
+        dist.Normal(torch.stack([r.sum() for r in rows]) / (1 + lengths), (1.0 + lengths) ** -0.5),
+        dist.Normal(0.0, 1.0),
+    )
+    assert latent_report(pair, x, num_samples=2000).kl["z"] == pytest.approx(kl.mean().item(), abs=0.1)
+    # Batches of three, three and one: each sequence counts as much as any other, in training and in validation.
+    history = fit(pair, x, epochs=1, batch_size=3, validation=x, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    assert history.loss[0] == pytest.approx(-exact.mean().item(), abs=1e-5) == history.validation[0]
+    refined = repaired_log_likelihood(pair, x, num_steps=2, num_samples=200)
+    assert torch.allclose(refined.values.float(), exact, atol=0.2)
+    assert torch.allclose(ais(pair, x, num_chains=20, num_temperatures=50).values.float(), exact, atol=0.3)
+
+
 def test_the_exact_likelihood_of_a_linear_markov_model():
     """One latent a step, linear and Gaussian, with the lengths in masks: log p(x) in closed form."""
     a, noise, steps = 0.8, 0.5, 3

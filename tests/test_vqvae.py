@@ -158,6 +158,19 @@ def test_the_encoder_gets_the_decoders_gradient():
     assert torch.allclose(caught["h"].grad, caught["e"].grad)
 
 
+@pytest.mark.parametrize("build", [small, lambda: levels(2)])
+def test_a_frozen_codebook_stays_and_encoder_and_decoder_train_on(build):
+    pair, x = build().train(), images(6)
+    quantizers = [part for part in pair.modules() if isinstance(part, nn.VectorQuantizer)]
+    for quantizer in quantizers:
+        quantizer.eval()
+    before = [copy.deepcopy(quantizer.state_dict()) for quantizer in quantizers]
+    elbo()(pair.model, pair.guide, x).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in pair.parameters())
+    for old, quantizer in zip(before, quantizers, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in quantizer.state_dict().items())
+
+
 def test_training_finds_codes_that_tell_the_data_apart():
     prototypes = torch.bernoulli(torch.full((4, *IMAGE), 0.5))
     x = prototypes[torch.arange(200) % 4]
@@ -501,6 +514,18 @@ def test_codes_and_their_prior_are_both_trained_as_the_options_say(monkeypatch):
     chosen = [(each["epochs"], each["patience"], each["compile"]) for each in asked]
     assert chosen == [(3, 5, False), (4, 0, False)]
     assert sum(history.seconds) == 3.0 + 4.0
+
+
+def test_a_run_that_is_stopped_leaves_the_pair_its_prior(monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "variational", stopped)
+    pair = named()
+    before = pair.prior
+    with pytest.raises(KeyboardInterrupt):
+        training.vector_quantized(pair, (images(),), (images(),))
+    assert pair.prior is before
 
 
 def test_a_prior_that_cannot_be_trained_is_refused_before_the_codes_are():

@@ -216,8 +216,6 @@ def vector_quantized(
     for name, value, least in (("prior-epochs", prior_epochs, 1), ("prior-patience", prior_patience, 0)):
         if value < least:  # said now, not when the codes are trained
             raise ValueError(f"--{name} must be a whole number of at least {least}, got {value}.")
-    prior, quantizer = pair.prior, pair.quantizer
-    pair.prior = CategoricalGrid(quantizer.codebook_size, prior.event_shape)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "lr": lr,
@@ -226,8 +224,12 @@ def vector_quantized(
         "compile": compile,
         "progress": progress,
     }
-    folder = None if checkpoint is None else checkpoint / "codes"
-    history = variational(pair, data, validation, epochs=epochs, patience=patience, checkpoint=folder, **settings)
+    prior, folder = pair.prior, None if checkpoint is None else checkpoint / "codes"
+    pair.prior = CategoricalGrid(pair.quantizer.codebook_size, prior.event_shape)
+    try:
+        history = variational(pair, data, validation, epochs=epochs, patience=patience, checkpoint=folder, **settings)
+    finally:
+        pair.prior = prior
     if checkpoint is not None:  # codes that were trained on are other data
         folder = checkpoint / f"prior-{len(history.loss)}"
     with seeded(seed):  # data may be drawn anew when they are read
@@ -236,7 +238,6 @@ def vector_quantized(
     of_codes = variational(
         density, (codes,), (watched,), epochs=prior_epochs, patience=prior_patience, checkpoint=folder, **settings
     )
-    pair.prior = prior
     history.seconds += of_codes.seconds
     history.monitors["prior loss"] = of_codes.loss
     history.monitors["prior validation"] = of_codes.validation

@@ -19,13 +19,14 @@ from ppgen.priors import CategoricalGrid
 __all__ = ["VQVAE", "HierarchicalVQVAE"]
 
 
-def _propose(name: str, quantizer: VectorQuantizer, h: Tensor) -> tuple[Tensor, Tensor]:
+def _propose(name: str, quantizer: VectorQuantizer, h: Tensor, training: bool) -> tuple[Tensor, Tensor]:
     """The guide's site of the codes nearest to h, all its mass on them, and their vectors.
 
-    While training, h travels to the model as a site of its own, so that a gradient can come back to it.
+    While the pair trains, h travels to the model as a site of its own, so that a gradient can come back to it: also
+    through a codebook that is frozen, ``quantizer.eval()``.
     """
     codes = quantizer(h)
-    if quantizer.training:
+    if training:
         h = sample(f"{name}_encoded", dist.Delta(h, event_dim=3))
         codes = sample(name, dist.Delta(codes, event_dim=2))
         return codes, quantizer.straight_through(h, codes)
@@ -34,7 +35,7 @@ def _propose(name: str, quantizer: VectorQuantizer, h: Tensor) -> tuple[Tensor, 
 
 
 def _embedded(name: str, quantizer: VectorQuantizer, codes: Tensor, training: bool) -> Tensor:
-    """The vectors of the model's codes; while training, with the penalty and the straight-through gradient."""
+    """The vectors of the model's codes; while the pair trains, with the penalty and the straight-through gradient."""
     if not training:
         return quantizer.embed(codes)
     grid = (quantizer.code_dim, *codes.shape[-2:])
@@ -160,7 +161,7 @@ class VQVAE(nn.Module):
         """The point z_q(x, y)."""
         expose_parameters(self)
         with data_plate(x, *y):
-            z, _ = _propose("z", self.quantizer, feed(self.encoder, observed(x, mask), *y))
+            z, _ = _propose("z", self.quantizer, feed(self.encoder, observed(x, mask), *y), self.training)
             return z
 
     @property
@@ -266,7 +267,7 @@ class HierarchicalVQVAE(nn.Module):
         embedded: tuple[Tensor, ...] = ()
         with data_plate(x, *y):
             for name, i, quantizer in self._from_the_top():
-                z, e = _propose(name, quantizer, feed(self.encoders[i], x, *embedded, *y))
+                z, e = _propose(name, quantizer, feed(self.encoders[i], x, *embedded, *y), self.training)
                 latents, embedded = (z, *latents), (e, *embedded)
         return latents
 

@@ -14,7 +14,17 @@ from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.structure import Structure, measure, programs
-from ppgen.inference.programs.traces import delta_of, device_batch, is_point, log_prob, per_datum, run, run_guide, sites
+from ppgen.inference.programs.traces import (
+    delta_of,
+    device_batch,
+    is_point,
+    log_prob,
+    num_rows,
+    per_datum,
+    run,
+    run_guide,
+    sites,
+)
 from ppgen.pair import Pair
 
 __all__ = ["energy_distance", "mutual_information", "mutual_information_and_kl"]
@@ -123,8 +133,8 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
                 z = site["value"]
                 if name not in prior or prior[name]["is_observed"] or not z.is_floating_point():
                     continue
-                both = (value.expand(len(block[0]), *z.shape[1:]) for value in (z, prior[name]["value"]))
-                q, p = (value.reshape(len(block[0]), -1).double().cpu() for value in both)
+                both = (value.expand(num_rows(block), *z.shape[1:]) for value in (z, prior[name]["value"]))
+                q, p = (value.reshape(num_rows(block), -1).double().cpu() for value in both)
                 draws.setdefault(name, []).append((q, p))
     result = {}
     for name, blocks in draws.items():

@@ -17,7 +17,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
-from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, per_datum, run, sites
+from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, num_rows, per_datum, run, sites
 from ppgen.inference.programs.weights import log_joint
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair, unadapted
@@ -110,7 +110,7 @@ def latent_report(
             given = device_batch(pair, block)
             model_trace, guide_trace = run(*both, given, num_particles=num_samples, **settings)
             prior = sites(model_trace)
-            shape = (num_samples, len(block[0]))
+            shape = (num_samples, num_rows(block))
             log_prior = _log_priors(model_trace, [n for n in prior if n in guide_trace.nodes], nesting, shape)
             for name, q in sites(guide_trace).items():
                 log_ratio = per_datum(log_prob(q), nesting, *shape)
@@ -119,7 +119,7 @@ def latent_report(
                 if name in prior:
                     log_ratio = log_ratio - log_prior[name]
                 divergence[of] = divergence.get(of, torch.zeros(())) + log_ratio.mean(0).sum().cpu()
-                part = _per_dimension(q, prior.get(name), nesting, len(block[0]))
+                part = _per_dimension(q, prior.get(name), nesting, num_rows(block))
                 dimensions[of] = _sum(dimensions[of], part) if of in dimensions else part
                 if name not in prior:
                     continue

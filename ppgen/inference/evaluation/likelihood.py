@@ -24,7 +24,7 @@ from ppgen.inference.programs.refusals import check_subsamples
 from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.supports import check_observed, observed_supports
-from ppgen.inference.programs.traces import coordinates, device_batch, run, run_guide, sites
+from ppgen.inference.programs.traces import coordinates, device_batch, num_rows, run, run_guide, sites
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
@@ -189,7 +189,7 @@ def log_likelihood(
         model, guide = programs(pair.model, pair.guide, structure)
         with watching_modes(pair), seeded(None, device_of(pair)):
             traces = run(pair.model, pair.guide, first)
-        check_subsamples(*traces, num_rows=len(first[0]))
+        check_subsamples(*traces, num_rows=num_rows(first))
         found = sites(traces[0])
         check_rows(rows, observed_supports(found, first))
         check_observed(found)

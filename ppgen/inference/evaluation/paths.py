@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from ppgen.inference.programs.refusals import check
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.structure import check_whole, measure, programs
-from ppgen.inference.programs.traces import is_point, log_prob, per_datum, run, sites, support
+from ppgen.inference.programs.traces import is_point, log_prob, num_rows, per_datum, run, sites, support
 from ppgen.pair import Pair
 
 __all__ = ["Path"]
@@ -75,7 +75,7 @@ class Path:
         return self._settle(values, num_chains)
 
     def _run(self, values: Mapping[str, Tensor], num_chains: int) -> tuple[poutine.Trace, poutine.Trace]:
-        with Given({**self.fixed, **values}, self.model, num_chains, len(self.batch[0]), self.nesting):
+        with Given({**self.fixed, **values}, self.model, num_chains, num_rows(self.batch), self.nesting):
             return run(self.model, self.guide, self.batch, num_particles=num_chains, nesting=self.nesting)
 
     def _settle(self, values: Mapping[str, Tensor], num_chains: int) -> Tensor:

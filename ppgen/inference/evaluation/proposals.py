@@ -28,7 +28,9 @@ from ppgen.inference.programs.seeds import derived_seed, seeded
 from ppgen.inference.programs.structure import Structure, measure, programs
 from ppgen.inference.programs.traces import (
     device_batch,
+    device_of_batch,
     log_prob,
+    num_rows,
     per_datum,
     run,
     run_guide,
@@ -105,7 +107,7 @@ def _refine(pair: Pair, block: Sequence[Any], structure: Structure, num_steps: i
         optimizer.step()
         schedule.step()
     best = [leaf.detach() for leaf in leaves]
-    with seeded(None, block[0].device):  # both with the same noise
+    with seeded(None, device_of_batch(block)):  # both with the same noise
         before = weigh(pair.model, pair.guide, block, CHECK_SAMPLES, structure).log_weights.mean(0)
     after = weigh(refined.model, refined.guide, (block[0], *best, *block[1:]), CHECK_SAMPLES, structure)
     better = after.log_weights.mean(0) > before
@@ -166,7 +168,7 @@ def _choose(pair: Pair, block: Sequence[Any], structure: Structure, scales: Sequ
     values = {name: torch.cat([d[name] for d in drawn]) for name in drawn[0]}
     log_q = []
     for _, guide in widened:
-        with Given(values, guide, k * num_pilot, len(block[0]), nesting):
+        with Given(values, guide, k * num_pilot, num_rows(block), nesting):
             guide_trace = run_guide(
                 guide, block, num_particles=k * num_pilot, nesting=nesting, observed=structure.observed
             )
@@ -257,7 +259,7 @@ def repaired_log_likelihood(
             raise ValueError("The guide draws nothing continuous, so there is nothing to repair: use log_likelihood.")
         for index, raw in enumerate(rows.batches(CELL_DATA)):
             block = device_batch(pair, raw)
-            own = _Shifts({}, [], torch.zeros(len(raw[0]), dtype=torch.bool))
+            own = _Shifts({}, [], torch.zeros(num_rows(raw), dtype=torch.bool))
             # A datum's shift or scale may go where a density is no number, which must not stop that of the others.
             with pyro.validation_enabled(False):
                 torch.manual_seed(derived_seed(pilot_seed, index, 0))

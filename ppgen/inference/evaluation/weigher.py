@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.structure import Structure
-from ppgen.inference.programs.traces import PARTICLES, run_guide, run_model
+from ppgen.inference.programs.traces import PARTICLES, device_of_batch, num_rows, run_guide, run_model
 from ppgen.inference.programs.weights import log_joint, log_proposal, weigh
 from ppgen.pair import Pair
 
@@ -80,7 +81,7 @@ class Weigher:
         memory: int | None = None,
     ) -> None:
         self.pair, self.structure, self.compile = pair, structure, compile
-        self.block_rows, self.num_data = len(block[0]), num_data
+        self.block_rows, self.num_data = num_rows(block), num_data
         self.cell_samples, self.num_samples = min(cell_samples, num_samples), num_samples
         self.reason: str | None = None  # why a program is not traced or not compiled
         self._parts: dict[Any, _Part | None] = {}
@@ -202,7 +203,7 @@ class Weigher:
         def function(*tensors: Any) -> list[Tensor]:
             return program(size, tensors[: len(block)], tensors[len(block) :])
 
-        traced, compiled = self._pays(program == self._draw, size, len(block[0]))
+        traced, compiled = self._pays(program == self._draw, size, num_rows(block))
         if self.reason is None and (traced or compiled):
             shapes = [(m.shape, m.dtype) if isinstance(m, Tensor) else None for m in block]
             key = (program.__name__, size, *shapes)
@@ -212,17 +213,17 @@ class Weigher:
                 return part.bind(block)
         return partial(function, *block)
 
-    def _pays(self, draws: bool, size: int, num_rows: int) -> tuple[bool, bool]:
+    def _pays(self, draws: bool, size: int, rows: int) -> tuple[bool, bool]:
         """Whether it pays to trace a program for this many samples and rows, and whether to compile it."""
-        blocks = self.num_data // self.block_rows if num_rows == self.block_rows else 1
+        blocks = self.num_data // self.block_rows if rows == self.block_rows else 1
         cells, rest = divmod(self.num_samples, self.cell_samples)
         samples = size  # that are done by calls of this size, in each block
         if draws:
             samples *= cells if size == self.cell_samples else 1
         elif size == self.slice_samples:
             samples *= cells * (self.cell_samples // size) + rest // size
-        work = self.bytes_per_draw * samples * num_rows * blocks
-        asked = self.compile is True and num_rows == self.block_rows and size in (self.cell_samples, self.slice_samples)
+        work = self.bytes_per_draw * samples * rows * blocks
+        asked = self.compile is True and rows == self.block_rows and size in (self.cell_samples, self.slice_samples)
         compiled = asked or (self.compile is None and work >= WORTH_COMPILING[self._device])
         return work >= WORTH_TRACING[self._device], compiled
 
@@ -280,8 +281,7 @@ class _Part:
         self.given = given
         results = []
         for run in (self.bind(block), partial(function, *block)):
-            with torch.random.fork_rng(devices=[block[0].device] if block[0].is_cuda else []):
-                torch.manual_seed(0)
+            with seeded(0, device_of_batch(block)):
                 results.append(run(*given))
         for found, wanted in zip(*results, strict=True):
             if not torch.allclose(found.double(), wanted.double(), rtol=1e-4, atol=1e-3, equal_nan=True):

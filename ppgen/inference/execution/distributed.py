@@ -176,11 +176,6 @@ def own_seed(seed: int) -> int:
     return derived_seed(seed, rank) if rank else seed
 
 
-def num_rows(batch: Sequence[Any]) -> int:
-    """Rows of a batch; one that is no tensor counts as one."""
-    return len(batch[0]) if isinstance(batch[0], Tensor) else 1
-
-
 def alike(pair: Any, parameters: Sequence[Tensor]) -> None:
     """Gives all processes the parameters and buffers that the first has."""
     if current().count == 1:

@@ -102,7 +102,8 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
         end: the coefficient after the last.
 
     Raises:
-        ValueError: neither or both lengths are given, the length is not positive, or an end is not finite.
+        ValueError: neither or both lengths are given, or the length is not a positive finite number or an end not
+            finite.
 
     Example:
         >>> beta = warmup(steps=4)
@@ -115,8 +116,8 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
             f"warmup takes a length in epochs or in steps, one of them: got epochs={epochs}, steps={steps}."
         )
     length = epochs if epochs is not None else steps
-    if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
-        raise ValueError(f"warmup: the length must be a positive number of epochs or steps, got {length!r}.")
+    if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length < math.inf:
+        raise ValueError(f"warmup: the length must be a positive finite number of epochs or steps, got {length!r}.")
     for name, value in (("start", start), ("end", end)):
         if not math.isfinite(value):
             raise ValueError(f"warmup: {name} must be a finite number, got {value!r}.")

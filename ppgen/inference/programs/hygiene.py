@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
+from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, innermost, run
@@ -124,31 +125,25 @@ def _look_like_probabilities(base: Any, surely: bool) -> bool:
     return False
 
 
-def check_last_batch(pair: Any, num_rows: int, batch_size: int, batch: Sequence[Any]) -> None:
+def check_last_batch(pair: Any, rows: Any, batch_size: int) -> None:
     """Makes sure that the last batch of an epoch is no single row that batch normalisation cannot train on.
 
     Args:
         pair: in train mode.
-        num_rows: of all data.
-        batch_size: rows of the other batches.
-        batch: any batch of these data.
+        rows: of all data: ``rows(slice)`` is a batch of some.
+        batch_size: how many the other batches have.
 
     Raises:
         ValueError: it is; it would be found only after the other batches were trained on.
     """
     networks = [module for owner in modules_of(pair) for module in owner.modules()]
-    if num_rows % batch_size != 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks):
+    if len(rows) % batch_size != 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks):
         return
-    buffers = [(b, b.clone()) for owner in modules_of(pair) for b in owner.buffers()]
     try:
-        with torch.no_grad(), seeded(None, device_of(pair)):
-            run(pair.model, pair.guide, device_batch(pair, [member[:1] for member in batch]))
+        with torch.no_grad(), seeded(None, device_of(pair)), unmoved(pair):
+            run(pair.model, pair.guide, device_batch(pair, rows(slice(0, 1))))
     except ValueError as error:
         raise ValueError(
-            f"The last batch of an epoch has 1 row (of {num_rows} rows in batches of batch_size={batch_size}), and "
+            f"The last batch of an epoch has 1 row (of {len(rows)} rows in batches of batch_size={batch_size}), and "
             f"batch normalisation needs more to train on: choose another batch_size. ({str(error).splitlines()[0]})"
         ) from error
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

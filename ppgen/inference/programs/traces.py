@@ -222,12 +222,23 @@ def support(fn: Any) -> Any:
 
 def device_of_batch(batch: Sequence[Any]) -> torch.device | None:
     """Where the first tensor of a batch is."""
-    return next((member.device for member in batch if isinstance(member, Tensor)), None)
+    return next((member.data.device for member in batch if isinstance(member, Tensor | PackedSequence)), None)
 
 
 def length_of_batch(batch: Sequence[Any]) -> int | None:
-    """How many rows the first tensor of a batch has that has any."""
-    return next((len(member) for member in batch if isinstance(member, Tensor) and member.dim()), None)
+    """How many rows the first tensor of a batch has that has any, or how many sequences the packed ones before it."""
+    for member in batch:
+        if isinstance(member, PackedSequence):
+            return int(member.batch_sizes[0])
+        if isinstance(member, Tensor) and member.dim():
+            return len(member)
+    return None
+
+
+def num_rows(batch: Sequence[Any]) -> int:
+    """The rows of a batch of data; one that does not tell counts as one."""
+    length = length_of_batch(batch)
+    return 1 if length is None else length
 
 
 def device_batch(pair: Any, batch: Sequence[Any]) -> tuple[Any, ...]:

@@ -88,7 +88,8 @@ def minimax() -> AdversarialLoss:
 
     At the best discriminator this is twice the Jensen–Shannon divergence, less log 4. Where the discriminator is sure,
     the generator gets no gradient: :func:`nonsaturating` has the same fixed points and is what works. The estimate is
-    the divergence in nats, between 0 and log 2.
+    a lower bound of that divergence in nats, which is at most log 2: the best discriminator would attain it, and one
+    worse than chance makes it negative.
 
     References:
         Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661
@@ -102,7 +103,7 @@ def nonsaturating() -> AdversarialLoss:
     .. math:: \mathcal{L}_D = -\mathbb{E}[\log D(x)] - \mathbb{E}[\log(1 - D(G(z)))], \qquad
         \mathcal{L}_G = -\mathbb{E}[\log D(G(z))]
 
-    The optimiser is DCGAN's. The estimate is the Jensen–Shannon divergence in nats, between 0 and log 2.
+    The optimiser is DCGAN's. The estimate is a lower bound of the Jensen–Shannon divergence, as of :func:`minimax`.
 
     References:
         Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661

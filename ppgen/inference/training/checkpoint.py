@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -195,10 +195,15 @@ class Checkpoints:
             ValueError: another run is in it.
         """
         path = self.folder / ".lock"
-        with open(path, "w") as file:
-            if fcntl is not None:  # on Windows nobody is kept out
+        with ExitStack() as stack:
+            # The last holder of a lock may remove its file between our opening and locking it; another run would then
+            # lock the next file of that name, so ours is opened anew. (A few times: some file systems tell no files
+            # apart.)
+            for _ in range(5):
+                file = stack.enter_context(open(path, "w"))
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if fcntl is not None:  # on Windows nobody is kept out
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise ValueError(
                         f"checkpoint={str(self.folder)!r} is in use by another run: wait for its end, or choose "
@@ -206,6 +211,9 @@ class Checkpoints:
                     ) from error
                 except OSError:  # a file system without locks
                     log.info("%s cannot be locked.", path)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        break
             try:
                 yield
             finally:

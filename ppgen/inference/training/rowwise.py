@@ -17,7 +17,7 @@ from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.parameters import showing, trained_parameters
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.programs.traces import frame_of_data, log_prob, run, sites
+from ppgen.inference.programs.traces import frame_of_data, log_prob, num_rows, run, sites
 
 __all__ = ["check_amortised"]
 
@@ -54,7 +54,7 @@ def check_amortised(pair: Any, batch: Sequence[Any]) -> None:
     if bound:
         raise ValueError(
             f"The pair has parameters for each row of the data ({', '.join(bound)}), and mini-batches, here of "
-            f"{len(batch[0])} rows, hold others at each step, so that these would serve whichever rows come by. Give "
+            f"{num_rows(batch)} rows, hold others at each step, so that these would serve whichever rows come by. Give "
             "batch_size=len(data) in one process, so that all rows are one batch and stay in their order, or a guide "
             "that computes its parameters from the row (an amortised one, with a network)."
         )

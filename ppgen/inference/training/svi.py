@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.inference.execution.distributed import alike, averaged, current, num_rows
+from ppgen.inference.execution.distributed import alike, averaged, current
 from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
@@ -21,7 +21,7 @@ from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.parameters import showing, trained_parameters
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, run, sites
+from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, num_rows, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
 from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer

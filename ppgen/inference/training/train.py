@@ -15,14 +15,14 @@ import pyro
 import torch
 
 from ppgen.inference.execution.batches import Loaded, Shuffled, check_rows, in_batches
-from ppgen.inference.execution.distributed import current, gathered, num_rows, own_seed, spread
+from ppgen.inference.execution.distributed import current, gathered, own_seed, spread
 from ppgen.inference.programs.hygiene import check_last_batch, warn_of_probabilities
 from ppgen.inference.programs.modes import training
 from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.seeds import checked_seed, seeded
 from ppgen.inference.programs.supports import Support, check_observed, check_support, observed_supports
-from ppgen.inference.programs.traces import device_batch, run, sites
+from ppgen.inference.programs.traces import device_batch, num_rows, run, sites
 from ppgen.inference.programs.turns import give_way, in_turn
 from ppgen.inference.training.progress import History, Place, bar, located, losses, mean_loss
 from ppgen.inference.training.rowwise import check_amortised
@@ -125,7 +125,7 @@ def train(
     ):
         _check_observations(pair, batches, watched)
         if _is_pair(pair) and isinstance(batches, Shuffled):
-            check_last_batch(pair, len(batches.rows), batch_size, next(iter(batches)))
+            check_last_batch(pair, batches.rows, batch_size)
         order.manual_seed(seed)
         torch.manual_seed(own_seed(seed))
         place = Place() if saved is None else saved.take_up()
