@@ -7,7 +7,7 @@ import pytest
 import torch
 from parts import small_vae
 
-from ppgen.inference import SVI, elbo, warmup
+from ppgen.inference import SVI, elbo, train, warmup
 from ppgen.inference.execution.graphs import Graph
 from ppgen.inference.execution.replayed import Replayed
 
@@ -95,6 +95,60 @@ def test_an_update_that_is_not_finite_is_skipped_and_found_at_the_next_look(repl
         svi.look()
     svi.step(X)
     svi.look()
+
+
+def test_what_is_found_later_is_told_of_the_step_that_it_was(replayed):
+    """A row of zeros has a loss that is not finite; a look comes after every ten of 24 steps, and at the end."""
+    make, _ = replayed
+    bound = elbo()
+    x = torch.cat([X[:23], torch.zeros(1, 16)])
+    x[:23, 0] = 1.0
+
+    def loss(model, guide, x):
+        return bound(model, guide, x) / x.any()
+
+    def watched(svi):
+        made, inner = [], svi.step
+
+        def step(batch):
+            made.append([bool(batch.any()), torch.tensor(torch.nan)])
+            made[-1][1] = inner(batch)
+            return made[-1][1]
+
+        svi.step = step
+        return made
+
+    for seed in range(4):
+        svi = make(small_vae(), loss)
+        made = watched(svi)
+        with pytest.raises(FloatingPointError) as raised:
+            train(svi, x, epochs=1, batch_size=1, seed=seed, progress=False)
+        bad = [fine for fine, _ in made].index(False) + 1
+        looked = min(-(-bad // 10) * 10, 24)
+        assert len(made) == looked and f"batch {bad} of 24 (step {bad})" in str(raised.value)
+        done = f"the {looked - bad} after it were" if looked > bad else "Nothing was updated"
+        assert done in str(raised.value)
+    svi = make(small_vae(), loss)
+    made = watched(svi)
+    history = train(svi, x, epochs=2, batch_size=1, seed=0, progress=False, skip_nonfinite=True)
+    assert history.skipped == 2 and len(made) == 48
+    for epoch, mean in enumerate(history.loss):
+        finite = [value.item() for fine, value in made[24 * epoch : 24 * (epoch + 1)] if fine]
+        assert len(finite) == 23 and mean == pytest.approx(sum(finite) / 23)
+
+
+def test_a_loop_by_hand_looks_before_it_goes_too_far(replayed):
+    make, _ = replayed
+    svi = make(small_vae())
+    with pyro.validation_enabled(False):
+        svi.step(torch.full_like(X, torch.nan))
+    for _ in range(9):
+        svi.step(X)
+    assert svi.is_ahead
+    before = [p.clone() for p in svi.parameters]
+    with pytest.raises(FloatingPointError, match="Its update was not made, the 9 after it were"):
+        svi.step(X)
+    assert all(torch.equal(p, b) for p, b in zip(svi.parameters, before, strict=True)) and not svi.is_ahead
 
 
 def test_a_graph_ends_with_the_code_that_it_holds(replayed, monkeypatch):

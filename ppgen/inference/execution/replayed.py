@@ -19,15 +19,16 @@ class Replayed:
     """Updates without a wait for the device: a step is a copy of its batch and the replay of a CUDA graph.
 
     An update whose loss or gradients are not finite is skipped on the device (the optimiser is told by ``found_inf``);
-    that it happened is found at the next look, which runs that batch in eager to say where. Steps in which compiled
-    code is compared with eager, which the host has to see, are not replayed.
+    that it happened is found at the next look, which runs that batch in eager to say where. A look comes when its owner
+    asks for one, and at the latest before a step that would be too far ahead, of which nothing has been done by then.
+    Steps in which compiled code is compared with eager, which the host has to see, are not replayed.
 
     A graph lives as long as the code that it holds.
 
     Args:
         update: of a batch: gradients and optimiser step, without a read on the host. It returns the loss, and a number
             that is finite only if the update was made.
-        explain: raises the error that says what went wrong with a batch.
+        explain: of a loss, its batch, and how many updates were made after it: the error that says what went wrong.
         optimizer: whose learning rates a captured graph must see change.
         compiled: what update runs: ``settled(batch)`` is the key of a batch and the code for it, or None where the step
             is not to be replayed; ``count(key)`` is told of each step that was.
@@ -37,7 +38,7 @@ class Replayed:
     def __init__(
         self,
         update: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
-        explain: Callable[[Tensor, Sequence[Tensor]], Exception],
+        explain: Callable[[Tensor, Sequence[Tensor], int], Exception],
         optimizer: torch.optim.Optimizer,
         compiled: Any,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
@@ -52,13 +53,18 @@ class Replayed:
         self._warm: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._pending: list[tuple[Tensor, Tensor, Sequence[Tensor]]] = []
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it is time for a look."""
+        return len(self._pending) >= LOOK_EVERY
+
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         """One update; its loss, on the device."""
+        if self.is_ahead:
+            self.look()
         settled = self.compiled.settled(batch) if self.capturable else None
         loss, whole = self.update(batch) if settled is None else self._replay(batch, *settled)
         self._pending.append((loss, whole, batch))
-        if len(self._pending) >= LOOK_EVERY:
-            self.look()
         return loss
 
     def _replay(self, batch: Sequence[Tensor], key: Any, code: Callable[..., Any]) -> tuple[Tensor, Tensor]:
@@ -81,9 +87,11 @@ class Replayed:
             return
         finite = torch.stack([whole for _, whole, _ in pending]).isfinite().tolist()
         if not all(finite):
-            loss, _, batch = pending[finite.index(False)]
-            error = self.explain(loss, batch)
-            error.count = finite.count(False)  # type: ignore[attr-defined]  # which `located` reads
+            first = finite.index(False)
+            loss, _, batch = pending[first]
+            later = len(pending) - 1 - first
+            error: Any = self.explain(loss, batch, later)
+            error.later, error.count = later, finite.count(False)  # which `located` reads
             raise error
 
 

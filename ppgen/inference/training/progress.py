@@ -131,11 +131,12 @@ def located(place: Place, num_batches: int, skip: bool) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
-        batch = min(place.batch + 1, num_batches)
-        where = f"Epoch {place.epoch + 1}, batch {batch} of {num_batches} (step {place.steps + 1:,})"
+        # Of the step that is being made; on a GPU, which tells of several at once, of one that was made before.
+        since = getattr(error, "later", -1)
+        where = f"Epoch {place.epoch + 1}, batch {place.batch - since} of {num_batches} (step {place.steps - since:,})"
         if not skip or (place.batch + 1 >= num_batches and not place.losses):  # or no batch of an epoch was finite
             raise FloatingPointError(f"{where}: {error}") from error
-        place.history.skipped += getattr(error, "count", 1)  # a GPU tells of several at once
+        place.history.skipped += getattr(error, "count", 1)
         log.warning("%s is skipped: %s", where, error)
 
 

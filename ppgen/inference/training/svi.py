@@ -169,7 +169,8 @@ class SVI:
         """One update; the loss of this batch (of this process's part of it) before it, detached.
 
         Raises:
-            FloatingPointError: the loss is not finite; the parameters are as they were.
+            FloatingPointError: the loss is not finite; the parameters are as they were. On a GPU it may be that of an
+                earlier step, whose update was not made; later ones were, and this one was not begun.
             ValueError: a schedule stated in epochs that does not know how many steps one has.
         """
         for schedule in self.schedules:
@@ -192,6 +193,11 @@ class SVI:
         for schedule in self.schedules:
             schedule.advance()
         return loss
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether so many updates are ahead of the host, on a GPU, that it is time to :meth:`look` at them."""
+        return self._replayed is not None and self._replayed.is_ahead
 
     def look(self) -> None:
         """Makes sure that the updates so far were made, where they run on a GPU ahead of the host.
@@ -245,8 +251,10 @@ class SVI:
         for buffer in before:
             buffer.give_back(unless=whole.isfinite())
         optimizer.found_inf = (~whole.isfinite()).float()  # which fused ones read
-        self._apply(found)
-        del optimizer.found_inf  # or it would skip whatever else the optimiser is used for
+        try:
+            self._apply(found)
+        finally:
+            del optimizer.found_inf  # or it would skip whatever else the optimiser is used for
         return loss, whole
 
     def _apply(self, found: Sequence[Tensor | None]) -> None:
@@ -307,7 +315,7 @@ class SVI:
         if self._compiled is not None and state["compiled"] is not None:
             self._compiled.load_state_dict(state["compiled"])
 
-    def _explain(self, loss: Tensor, batch: Any) -> FloatingPointError:
+    def _explain(self, loss: Tensor, batch: Any, later: int = 0) -> FloatingPointError:
         # Validation would stop at the first bad parameter.
         with torch.no_grad(), pyro.validation_enabled(False), unmoved(self.pair):
             model_trace, guide_trace = run(self.pair.model, self.pair.guide, batch)
@@ -319,8 +327,9 @@ class SVI:
             ]
         cause = f"first at {bad[0]}" if bad else "at no single site of a fresh draw"
         what = f"The loss is {loss.item()}" + (", and its gradient is not finite" if loss.isfinite() else "")
+        done = f"Its update was not made, the {later} after it were" if later else "Nothing was updated"
         return FloatingPointError(
-            f"{what}, {cause}. Nothing was updated. Likely causes: a learning rate too large, "
+            f"{what}, {cause}. {done}. Likely causes: a learning rate too large, "
             "a scale that collapsed to zero, or data of an unexpected range."
         )
 

@@ -77,8 +77,8 @@ def train(
             without ``.state_dict`` where a checkpoint does.
         ValueError: empty or non-finite data, a bad number, patience without validation, or a checkpoint that is damaged
             or of another run.
-        FloatingPointError: a loss or a gradient that is not finite, in training or in validation; the parameters are
-            those before it.
+        FloatingPointError: a loss or a gradient that is not finite, in training or in validation. Its update was not
+            made; on a GPU, where steps run ahead of the host, up to 100 later ones may have been.
         OSError: a checkpoint could not be written; those before it are as they were.
     """
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
@@ -138,13 +138,16 @@ def train(
                     place.losses.append((step.step(*batch), num_rows(batch)))
                 place.batch, place.steps = place.batch + 1, place.steps + 1
                 give_way()
+                if getattr(step, "is_ahead", False):  # updates on a GPU run ahead of the host
+                    with located(place, len(batches), skip_nonfinite):
+                        step.look()
                 if saved is not None and place.batch < len(batches):
                     place.seconds = time.perf_counter() - began
                     if saved.files.due and hasattr(step, "look"):  # what is saved is known to be good
                         with located(place, len(batches), skip_nonfinite):
                             step.look()
                     saved.within_epoch(place)
-            if hasattr(step, "look"):  # updates on a GPU run ahead of the host
+            if hasattr(step, "look"):
                 with located(place, len(batches), skip_nonfinite):
                     step.look()
             means = [(float(loss), rows) for loss, rows in place.losses]
