@@ -34,8 +34,8 @@ from reproduced import MARKS, NOT_RUN, insert, table
 from ppgen import posteriors
 from ppgen.decoders import bits_per_dim
 from ppgen.inference import dreg, elbo, fit, iwae, latent_report, log_likelihood
+from ppgen.inference.programs.networks import usable_device
 from ppgen.inference.training.checkpoint import Checkpoints
-from ppgen.inference.training.fit import usable_device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reproduce"
@@ -188,9 +188,7 @@ def run_so_far(row: Row, place: Place, settings: Settings, quick: bool) -> dict[
         )
     x, pair = built(row, place.seed, settings, quick)
     pair.load_state_dict((state["place"]["best_state"] or state["pair"])[0])
-    step = state["step"]["compiled"]
-    history = state["place"]["history"] | {"compiled": step is not None and step["reason"] is None}
-    return evaluate(row, place, settings, x, pair, history, state["place"]["ended"])
+    return evaluate(row, place, settings, x, pair, state["place"]["history"], state["place"]["ended"])
 
 
 def evaluate(

@@ -42,7 +42,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import SVI
 from ppgen.inference.training.compiled import gradients
-from ppgen.inference.training.svi import adam
+from ppgen.inference.training.optimizers import adam
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 Step = Callable[[], object]

@@ -350,15 +350,6 @@ def test_data_far_from_zero_are_learned_as_data_near_it(masked):
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_a_state_without_an_origin_counts_from_zero():
-    fa = FactorAnalysis(3, 1)
-    fa.initialize(torch.randn(50, 3) + 5)
-    state = fa.state_dict()
-    del state["origin"]
-    fa.load_state_dict(state)
-    assert "origin" not in state and torch.equal(fa.origin, torch.zeros(3))
-
-
 def test_a_start_from_data_that_are_not_finite_is_refused():
     fa = FactorAnalysis(3, 1)
     before = copy.deepcopy(fa.state_dict())

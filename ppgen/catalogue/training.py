@@ -12,9 +12,9 @@ from torch import Tensor
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
+from ppgen.inference.programs.networks import usable_device
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.training.fit import usable_device
 from ppgen.models import ExplicitDensity
 from ppgen.priors import CategoricalGrid
 
@@ -180,7 +180,7 @@ def restarted_em(
     seed: int = 0,
     checkpoint: Path | None = None,
 ) -> History:
-    """The same of a model whose starts are random."""
+    """EM from several random starts, of which the best goes on."""
     return train(
         EM(pair, num_restarts=restarts, tolerance=tolerance, seed=seed),
         data,

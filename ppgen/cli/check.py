@@ -14,7 +14,7 @@ from ppgen.check.trust import DATA_OF_CALIBRATION
 from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed
 from ppgen.cli.source import data_of
 from ppgen.files import json_text, write_json
-from ppgen.inference.training.fit import usable_device
+from ppgen.inference.programs.networks import usable_device
 from ppgen.runs import CHECK, load_run
 
 

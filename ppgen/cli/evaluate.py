@@ -13,7 +13,7 @@ from ppgen.decoders import bits_per_dim
 from ppgen.files import json_text, write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.execution.distributed import processes
-from ppgen.inference.training.fit import usable_device
+from ppgen.inference.programs.networks import usable_device
 from ppgen.runs import EVALUATION, load_run
 
 

@@ -16,7 +16,7 @@ from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
 from ppgen.cli.source import data_of, num_classes
 from ppgen.files import json_text, write_json
 from ppgen.inference import sample
-from ppgen.inference.training.fit import usable_device
+from ppgen.inference.programs.networks import usable_device
 from ppgen.judge import Classifier, SampleReport, sample_report, train_classifier
 from ppgen.runs import JUDGEMENT, load_run
 

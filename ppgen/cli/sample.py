@@ -12,7 +12,7 @@ from ppgen.cli.judge import check_samples
 from ppgen.cli.options import Allow, NoiseSeed, Run
 from ppgen.cli.source import visible
 from ppgen.inference import sample
-from ppgen.inference.training.fit import usable_device
+from ppgen.inference.programs.networks import usable_device
 from ppgen.runs import load_run
 
 

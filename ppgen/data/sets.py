@@ -222,12 +222,11 @@ KNOWN_SETS = {
     ),
     "omniglot": KnownSet(
         "handwritten characters of 50 alphabets, 32,415 images of 28 × 28 in grey values, as published with "
-        "the "
-        "importance-weighted autoencoder",
+        "the importance-weighted autoencoder",
         _omniglot,
         "dynamic",
     ),
-    "cifar10": KnownSet("objects in ten classes, 60,000 color images of 32 × 32 in 256 levels", _cifar10, "none"),
+    "cifar10": KnownSet("objects in ten classes, 60,000 colour images of 32 × 32 in 256 levels", _cifar10, "none"),
     "patches": KnownSet(
         "patches of two photographs, 15,470 color images of 32 × 32 in 256 levels, embedded in scikit-learn",
         lambda obtain: patches(),

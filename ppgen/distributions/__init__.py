@@ -7,7 +7,8 @@ from .implicit import Implicit
 from .levels import CategoricalLevels, DiscretizedLogistic, LogisticMixture
 from .marginal import Marginal, marginal
 from .mixture import Mixture, as_diagonal_normal
-from .univariate import Bernoulli, ContinuousBernoulli, RelaxedOneHot
+from .one_hot import RelaxedOneHot
+from .univariate import Bernoulli, ContinuousBernoulli
 
 __all__ = [
     "LOG_SCALE_RANGE",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .flow import Drawn
+from .drawn import Drawn
 
 # Where log-scales are clamped to: wide enough for any posterior, narrow enough for float32.
 LOG_SCALE_RANGE = (-10.0, 10.0)

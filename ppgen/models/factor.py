@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -134,10 +133,6 @@ class FactorAnalysis(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1 if isotropic else dim))
         # What data are counted from: terms of x² cancel, and a common offset would eat their digits.
         self.register_buffer("origin", torch.zeros(dim))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}origin", torch.zeros_like(self.origin))  # what older states counted from
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def variance(self) -> Tensor:

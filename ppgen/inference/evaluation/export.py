@@ -59,7 +59,7 @@ def elpd_data(estimate: Estimate) -> Any:
     error = math.sqrt(n) * values.std().item() if n > 1 else math.nan
     elpd_i = DataArray(values.numpy(), dims=["data"], coords={"data": range(n)}, name="elpd_i")
     k_hat = DataArray(estimate.k_hat.double().numpy(), dims=["data"], coords={"data": range(n)}, name="pareto_k")
-    threshold = k_hat_limit(max(estimate.num_samples, 2))
+    threshold = k_hat_limit(estimate.num_samples)
     shared = {"n_samples": estimate.num_samples, "n_data_points": n, "warning": estimate.is_lower_bound}
     if int(az.__version__.split(".")[0]) < 1:  # a pandas series
         sums = {"elpd_loo": total, "se": error, "p_loo": math.nan}

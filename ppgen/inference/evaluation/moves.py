@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ppgen.distributions.flow import Drawn
+from ppgen.distributions.drawn import Drawn
 from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import delta_of, support

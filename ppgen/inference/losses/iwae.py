@@ -22,9 +22,9 @@ class IWAE(nn.Module):
     .. math::
         -\log \frac{1}{k} \sum_{s=1}^{k} \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad z_s \sim q(z \mid x)
 
-    A plate's subsampling scale never enters the log-sum-exp, one of ``poutine.scale`` weighs its terms there, as in
-    :func:`elbo`, so that one of all terms alike tempers the weights: to measure in other units, scale the loss.
-    Enumerated sites of the model are summed out inside it.
+    A plate's subsampling scale never enters the log-sum-exp. That of ``poutine.scale`` does, as in :func:`elbo`, and a
+    scale common to all terms tempers the weights: to measure in other units, scale the loss. Enumerated sites of the
+    model are summed out inside it.
     Latents without a reparameterised sampler get the score-function gradient with VIMCO's leave-one-out signal.
 
     References:

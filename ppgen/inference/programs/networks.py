@@ -1,4 +1,4 @@
-"""What a pair is made of: its networks, where these are, and the precision of their parameters."""
+"""What a pair is made of: its networks, where they are and may be put, and the precision of their parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_of", "dtype_of", "first_tensor", "modules_of"]
+__all__ = ["device_of", "dtype_of", "first_tensor", "modules_of", "usable_device"]
 
 
 def modules_of(pair: Any) -> list[nn.Module]:
@@ -43,3 +43,22 @@ def dtype_of(pair: Any, given: set[torch.dtype]) -> torch.dtype | None:
     if first is None or given <= {first} or set(types) - {first}:  # asked at every step: the first will do mostly
         return None
     return first
+
+
+def usable_device(device: Any) -> torch.device:
+    """A device by its name, once something could be put there.
+
+    Raises:
+        ValueError: there is none of this name, here or at all.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # each backend that is not here has its own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, and one that is here, got {device!r} ({first})."
+        ) from error
+    return target

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppgen.inference.training.svi import OptimizerFactory
+from ppgen.inference.training.optimizers import OptimizerFactory
 from ppgen.numbers import positive_number
 
 __all__ = [

@@ -14,8 +14,7 @@ from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
-from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
-from ppgen.inference.training.svi import OptimizerFactory
+from ppgen.inference.training.optimizers import OptimizerFactory, check_holds, check_step, laid_out, load_optimizer
 from ppgen.numbers import positive_integer
 
 __all__ = ["Adversarial"]

@@ -10,9 +10,10 @@ import torch
 from ppgen.inference.execution.batches import is_loader
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.programs.masks import masked
-from ppgen.inference.programs.networks import modules_of
+from ppgen.inference.programs.networks import modules_of, usable_device
+from ppgen.inference.training.optimizers import OptimizerFactory
 from ppgen.inference.training.progress import History
-from ppgen.inference.training.svi import SVI, OptimizerFactory
+from ppgen.inference.training.svi import SVI
 from ppgen.inference.training.train import train
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
@@ -118,27 +119,7 @@ def fit(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
-    history.compiled = step.compiled
     return history
-
-
-def usable_device(device: Any) -> torch.device:
-    """A device by its name, once something could be put there.
-
-    Raises:
-        ValueError: there is none of this name, here or at all.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # each backend that is not here has its own
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, and one that is here, got {device!r} ({first})."
-        ) from error
-    return target
 
 
 def _num_batches(data: Any, batch_size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +11,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppgen.inference.execution.cuda_graphs import Replayed
 from ppgen.inference.execution.distributed import alike, averaged, current
-from ppgen.inference.execution.replayed import Replayed
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.losses.schedules import schedules, unannealed
@@ -24,7 +24,14 @@ from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, device_of_batch, log_prob, num_rows, run, sites
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.compiled import Compiled, Gradients, gradients
-from ppgen.inference.training.optimizers import check_holds, check_step, laid_out, load_optimizer
+from ppgen.inference.training.optimizers import (
+    OptimizerFactory,
+    adam,
+    check_holds,
+    check_step,
+    laid_out,
+    load_optimizer,
+)
 from ppgen.inference.training.precision import precision
 from ppgen.inference.training.reached import KnownParameters, check_reached, fault
 from ppgen.pair import Pair
@@ -32,12 +39,6 @@ from ppgen.pair import Pair
 __all__ = ["SVI"]
 
 PRECISIONS = {"float32": 1e-3, "tf32": 1e-2, "bf16": 0.1}  # and how far apart two ways to round may come out
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-def adam(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.Optimizer:
-    """One fused Adam over everything: Pyro's optimisers keep one per tensor, which costs more than it gives."""
-    return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 class SVI:

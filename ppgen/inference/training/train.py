@@ -162,6 +162,7 @@ def train(
             if watched is not None:
                 history.validation.append(mean_loss(spread(validate, enumerate(watched))))
                 _check_validation(history.validation[-1], place.epoch)
+            history.compiled = getattr(step, "compiled", False)
             for name, value in getattr(step, "monitors", {}).items():
                 history.monitors.setdefault(name, []).append(float(value))
             history.seconds.append(time.perf_counter() - began)

@@ -8,8 +8,8 @@ import torch
 from parts import small_vae
 
 from ppgen.inference import SVI, elbo, train, warmup
+from ppgen.inference.execution.cuda_graphs import Replayed
 from ppgen.inference.execution.graphs import Graph
-from ppgen.inference.execution.replayed import Replayed
 
 X = torch.bernoulli(torch.full((24, 16), 0.4), generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +43,7 @@ class Settled:
 @pytest.fixture
 def replayed(monkeypatch):
     """SVI that runs ahead of the host as on a GPU, with a look every ten steps."""
-    monkeypatch.setattr(sys.modules["ppgen.inference.execution.replayed"], "LOOK_EVERY", 10)
+    monkeypatch.setattr(sys.modules["ppgen.inference.execution.cuda_graphs"], "LOOK_EVERY", 10)
     graph = Recorded()
     monkeypatch.setattr(sys.modules["ppgen.inference.training.compiled"], "_is_captured", lambda batch: graph.running)
     # The traced operations one by one, which are there in no time; what the compiler makes of them is tested elsewhere.
