@@ -153,8 +153,11 @@ def compare(
         details: more figures for a pair's row, put first in it.
 
     Raises:
+        TypeError: pairs without names.
         ValueError: fewer than one pair, two that share parameters, or what :func:`log_likelihood` refuses.
     """
+    if not isinstance(pairs, dict):
+        raise TypeError(f"pairs must be a dictionary, name: pair, got {type(pairs).__name__}.")
     if not pairs:
         raise ValueError("compare needs at least one pair, and got none.")
     owners: dict[int, str] = {}

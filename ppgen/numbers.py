@@ -6,7 +6,7 @@ import math
 import operator
 from typing import Any, SupportsIndex
 
-__all__ = ["natural_number", "positive_integer", "positive_number", "several_levels"]
+__all__ = ["finite_number", "interval", "natural_number", "positive_integer", "positive_number", "several_levels"]
 
 
 def natural_number(name: str, value: object) -> int:
@@ -39,3 +39,27 @@ def positive_number(name: str, value: Any) -> float:
     if not good:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
     return float(value)
+
+
+def finite_number(name: str, value: Any, *, least: float = -math.inf) -> float:
+    """The value, if it is a finite number (of at least so much); otherwise a ValueError that names it."""
+    try:
+        good = not isinstance(value, bool) and math.isfinite(value) and value >= least
+    except TypeError:
+        good = False
+    if not good:
+        above = " that is not negative" if least == 0 else ""
+        raise ValueError(f"{name} must be a finite number{above}, got {value!r}.")
+    return float(value)
+
+
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """The value, if it is two numbers of which the second is larger; otherwise a ValueError that names it."""
+    try:
+        low, high = (float(end) for end in value)
+        good = low < high
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be two numbers (low, high), the second the larger one, got {value!r}.")
+    return low, high

@@ -366,6 +366,27 @@ SETTINGS = {
     "beta NaN": refused(real, lambda p: fit(p, R, loss=elbo(beta=math.nan), **QUIET), "beta", "nan"),
     "beta negative": refused(real, lambda p: fit(p, R, loss=elbo(beta=-1), **QUIET), "beta", "-1"),
     "free bits negative": refused(real, lambda p: fit(p, R, loss=elbo(free_bits=-1), **QUIET), "free_bits", "-1"),
+    "beta in words": refused(real, lambda p: elbo(beta="1"), "beta", "'1'"),
+    "no free bits": refused(real, lambda p: elbo(free_bits=None), "free_bits", "None"),
+    "an order in words": refused(real, lambda p: inference.renyi("a", 3), "alpha", "'a'"),
+    "no weight of labels": refused(real, lambda p: inference.semi_supervised(None), "alpha", "None"),
+    "warm-up from nothing": refused(real, lambda p: warmup(3, start=None), "start", "None"),
+    "one scale": refused(real, lambda p: inference.repaired_log_likelihood(p, R, scales=2.0), "scales", "2.0"),
+    "no scale": refused(real, lambda p: inference.repaired_log_likelihood(p, R, scales=()), "scales", "()"),
+    "a range the other way round": refused(
+        real, lambda p: posteriors.DiagNormal(nn.MLP(3, 4), log_scale_range=(1.0, -3.0)), "log_scale_range", "-3.0"
+    ),
+    "a range of one number": refused(
+        real, lambda p: decoders.Normal(nn.MLP(3, 4), log_scale_range=2.0), "log_scale_range", "(low, high)", "2.0"
+    ),
+    "a list beside a mask": refused(
+        real, lambda p: log_likelihood(p, [[0.0] * 6], mask=torch.ones(1, 6).bool()), "x is list"
+    ),
+    "training on a list beside a mask": refused(
+        real, lambda p: fit(p, [[0.0] * 6], mask=torch.ones(1, 6).bool(), **QUIET), "x is list"
+    ),
+    "impute without a mask": refused(real, lambda p: inference.impute(p, R, mask=None), "mask is None"),
+    "pairs without names": refused(real, lambda p: compare([p], R), "pairs must be a dictionary", "list"),
     "warm-up without an end": refused(
         real, lambda p: fit(p, R, loss=elbo(beta=warmup(float("inf"))), **QUIET), "positive finite number", "inf"
     ),

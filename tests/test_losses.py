@@ -1,5 +1,6 @@
 """Losses against Pyro's and closed forms, and what a loss must be."""
 
+import dataclasses
 import functools
 import gc
 import math
@@ -11,7 +12,7 @@ import torch
 from parts import small_vae
 from torch import nn
 
-from ppgen.inference import SVI, elbo, fit, iwae
+from ppgen.inference import SVI, dreg, elbo, fit, iwae, log_likelihood
 from ppgen.inference.losses.loss import as_loss
 from ppgen.models import Custom
 from ppgen.pair import data_plate
@@ -232,3 +233,41 @@ def test_what_a_loss_of_ones_own_must_give_is_said_at_the_first_step(after, what
 def test_an_error_in_a_loss_of_ones_own_is_raised_as_it_is():
     with pytest.raises(RuntimeError, match="size of tensor a"):
         fit(small_vae(), X, epochs=1, progress=False, loss=lambda model, guide, x: torch.ones(2) + torch.ones(3))
+
+
+@dataclasses.dataclass
+class AsData:
+    """A pair that is equal to others and so has no hash."""
+
+    net: torch.nn.Module
+
+    def model(self, x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(self.net(x[:, None])[:, 0], 0.8))
+
+
+class WithSlots:
+    """A pair that no weak reference can be made of."""
+
+    __slots__ = ("net",)
+    model, guide = AsData.model, AsData.guide
+
+    def __init__(self, net):
+        self.net = net
+
+
+@pytest.mark.parametrize("make", [AsData, WithSlots])
+@pytest.mark.parametrize("loss", [elbo(), iwae(3), dreg(3)])
+def test_a_pair_need_not_be_hashable(make, loss):
+    pair, x = make(torch.nn.Linear(1, 1)), torch.randn(20)
+    if make is WithSlots:  # whose networks are not among its attributes
+        with pytest.raises(ValueError, match=r"which the pair does not hold|a pair that owns its networks"):
+            fit(pair, x, epochs=1, loss=loss, progress=False)
+    else:
+        fit(pair, x, epochs=1, loss=loss, progress=False)
+    assert log_likelihood(pair, x, num_samples=5).values.isfinite().all()

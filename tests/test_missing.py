@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Independent, LowRankMultivariateNormal, MixtureSameFamily, MultivariateNormal, Normal
 
-from ppgen import decoders, distributions, models, nn, posteriors, priors
+from ppgen import data, decoders, distributions, models, nn, posteriors, priors
 from ppgen.distributions import marginal
 from ppgen.inference import denoise, elbo, encode, fit, impute, log_likelihood
 from ppgen.models import Custom
@@ -264,6 +264,29 @@ def test_draws_that_could_not_have_led_to_a_datum_have_no_share(lowest):
     for mean in (True, False):
         with pytest.raises(ValueError, match="All weights of datum 0 are zero"):
             impute(pair, x, mask=mask, num_samples=20, mean=mean)
+
+
+def test_data_that_are_drawn_anew_at_each_read_are_read_once():
+    """Two pixels that are always equal: what is filled in goes with what was observed beside it."""
+
+    class Twins(torch.nn.Module):
+        def forward(self):
+            logits = torch.tensor([[9.0, 9.0], [-9.0, -9.0]])
+            pixels = dist.Independent(dist.Bernoulli(logits=logits), 1)
+            return MixtureSameFamily(torch.distributions.Categorical(torch.ones(2)), pixels)
+
+    x = data.DynamicBinarization(torch.full((40, 2), 0.5))
+    mask = torch.tensor([[True, False]]).expand(40, 2)
+    pair = models.ExplicitDensity(Twins())
+    filled = impute(pair, x, mask=mask, num_samples=2)
+    assert torch.equal(filled[:, 0], filled[:, 1].round()) and 0 < filled[:, 0].mean() < 1
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    estimates = [log_likelihood(pair, x, num_samples=2, seed=s) for s in (0, 0, 1)]
+    assert torch.equal(torch.rand(3), expected), "torch's generator is given back"
+    assert torch.equal(estimates[0].values, estimates[1].values) and estimates[0].data == estimates[1].data
+    assert estimates[0].data != estimates[2].data
 
 
 def test_weights_that_are_no_numbers_are_refused():

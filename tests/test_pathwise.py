@@ -175,7 +175,7 @@ def test_what_cannot_be_done_is_refused():
         with pytest.raises(ValueError, match="reparameterised"):
             loss(discrete.model, discrete.guide, x)
     assert all(p.requires_grad for p in discrete.parameters())
-    with pytest.raises(ValueError, match="alpha must be a finite number other than 1"):
+    with pytest.raises(ValueError, match="alpha must be a finite number"):
         renyi(1.0, 5)
     with pytest.raises(ValueError, match="num_particles must be a positive whole number, got 0"):
         dreg(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppgen.distributions import marginal
-from ppgen.inference import decode, denoise, encode, impute, reconstruct, sample
+from ppgen.inference import bdmc, decode, denoise, encode, impute, reconstruct, sample
 from ppgen.models import Custom
 from ppgen.pair import data_plate
 
@@ -140,6 +140,61 @@ def test_latents_with_axes_that_the_model_does_not_have_are_refused():
         z = torch.zeros(4, 3)
         with pytest.raises(ValueError, match=r"latent z was given with shape \(4, 3\), and has 0 axes in a datum"):
             decode(pair, {name: z} if name else z)
+
+
+def state_space(late=False):
+    """A pair that calls its latent x and its data y, of the form y = 100 + x; a latent of no use may come last."""
+
+    def model(y=None):
+        with data_plate(y):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(100 + x, 0.1), obs=y)
+            if late:
+                pyro.sample("late", dist.Normal(0.0, 1.0))
+
+    def guide(y):
+        with data_plate(y):
+            pyro.sample("x", dist.Normal(y - 100, 0.1))
+            if late:
+                pyro.sample("late", dist.Normal(0.0, 1.0))
+
+    return Custom(model, guide)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_observation_is_what_the_model_observes_whatever_its_name(late):
+    pair, y = state_space(late), torch.tensor([99.0, 100.0, 101.0])
+    assert (sample(pair, 50, seed=0) - 100).abs().max() < 5
+    assert torch.allclose(reconstruct(pair, y), y)
+    latents = encode(pair, y)
+    assert torch.allclose(decode(pair, latents), y)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    sample(pair, 5, seed=3)
+    assert torch.equal(torch.rand(3), expected), "which is found out without a draw that counts"
+    if not late:
+        gap = bdmc(pair, 20, num_chains=8, num_temperatures=20)
+        assert abs(gap.lower.mean() - dist.Normal(100.0, 1.01**0.5).entropy().neg()) < 1
+
+
+def test_several_observations_are_refused():
+    def model(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for i in range(3):
+                pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=None if x is None else x[:, i])
+
+    def one_by_one(x=None):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for i in range(3):
+                pyro.sample(f"x{i}", dist.Normal(z + i, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"observes its data at 3 sites, \['x0', 'x1', 'x2'\]"):
+        sample(Custom(one_by_one, lambda x: None), 5)
+    with pytest.raises(ValueError, match=r"takes no draw of one of its sites for its data, \['z', 'x0', 'x1', 'x2'\]"):
+        sample(Custom(model, lambda x: None), 5)
 
 
 def test_draws_without_a_seed_are_others_at_each_call():

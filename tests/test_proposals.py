@@ -218,8 +218,8 @@ def test_an_autoguide_a_mask_and_a_context():
 @pytest.mark.parametrize(
     ("options", "fact"),
     [
-        ({"scales": ()}, r"scales must be positive numbers, got \(\)"),
-        ({"scales": (1.0, -2.0)}, r"scales must be positive numbers, got \(1.0, -2.0\)"),
+        ({"scales": ()}, r"scales must be positive finite numbers, .* got \(\)"),
+        ({"scales": (1.0, -2.0)}, r"scales must be positive finite numbers, .* got \(1.0, -2.0\)"),
         ({"num_pilot": 0}, "num_pilot must be a positive whole number, got 0"),
         ({"num_steps": -1}, "num_steps must be a positive whole number, got -1"),
     ],

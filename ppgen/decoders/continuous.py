@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
 from ppgen.nn.shapes import Shape
-from ppgen.numbers import positive_number
+from ppgen.numbers import interval, positive_number
 
 from .outputs import check_channels, event_rank, parameters, widen
 
@@ -140,14 +140,13 @@ class Normal(nn.Module):
             )
         if scale is not None:  # which the network predicts
             positive_number("scale", scale)
-        low, high = log_scale_range
+        self.log_scale_range = low, high = interval("log_scale_range", log_scale_range)
         if scale is not None and learn_scale and not low <= math.log(scale) <= high:
             raise ValueError(
                 f"A learned scale that starts at scale={scale:g} has log σ = {math.log(scale):.2f}, outside "
                 f"log_scale_range={log_scale_range}, where it would have no gradient: widen the range, or start inside."
             )
         self.net = net
-        self.log_scale_range = log_scale_range
         self.learn_scale = learn_scale
         self.log_scale: Tensor | None
         if scale is None:

@@ -11,7 +11,7 @@ from torch.distributions import AffineTransform, Distribution
 from ppgen.distributions import LOG_SCALE_RANGE, NormalizingFlow, compose, diagonal_normal
 from ppgen.distributions.flow import autoregressive, spline
 from ppgen.nn import feed
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 
 from .outputs import check_width, split
 
@@ -70,7 +70,7 @@ class IAF(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.context_dim = context_dim
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
         self.transform = autoregressive(latent_dim, context_dim, num_transforms, hidden)
 
     @staticmethod
@@ -141,7 +141,7 @@ class Spline(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.context_dim = context_dim
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
         self.transform = spline(latent_dim, context_dim, num_transforms, hidden, bins, autoregressive=autoregressive)
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from ppgen.distributions import LOG_SCALE_RANGE, NormalizingFlow, compose, diagonal_normal, transforms
 from ppgen.nn import feed
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 
 from .outputs import check_width, split
 
@@ -60,7 +60,7 @@ class Planar(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.num_transforms = num_transforms
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int, *, num_transforms: int = 8) -> int:
@@ -124,7 +124,7 @@ class Radial(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.num_transforms = num_transforms
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int, *, num_transforms: int = 8) -> int:
@@ -204,7 +204,7 @@ class Sylvester(nn.Module):
         self.latent_dim = latent_dim
         self.num_transforms = num_transforms
         self.num_units = num_columns or latent_dim
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(

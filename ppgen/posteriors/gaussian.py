@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from ppgen import distributions
 from ppgen.distributions import LOG_SCALE_RANGE, AffineFlow, Mixture, diagonal_normal, transforms
 from ppgen.nn import feed
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 
 from .outputs import check_width, split
 
@@ -57,7 +57,7 @@ class DiagNormal(nn.Module):
             check_width(f"DiagNormal of latent_dim {latent_dim}", net, self.num_outputs(latent_dim))
         self.net = net
         self.latent_dim = latent_dim
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int) -> int:
@@ -112,7 +112,7 @@ class FullNormal(nn.Module):
         check_width(f"FullNormal of latent_dim {latent_dim}", net, self.num_outputs(latent_dim))
         self.net = net
         self.latent_dim = latent_dim
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
         self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
 
     @staticmethod
@@ -174,7 +174,7 @@ class LowRankNormal(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.rank = rank
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int, *, rank: int = 4) -> int:
@@ -238,7 +238,7 @@ class Householder(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.num_reflections = num_reflections
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int, *, num_reflections: int = 10) -> int:
@@ -302,7 +302,7 @@ class MixtureOfGaussians(nn.Module):
         self.net = net
         self.latent_dim = latent_dim
         self.num_components = num_components
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
 
     @staticmethod
     def num_outputs(latent_dim: int, *, num_components: int = 5) -> int:

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from ppgen import posteriors
 from ppgen.distributions import LOG_SCALE_RANGE, Mixture, diagonal_normal
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 
 
 class StandardNormal(nn.Module):
@@ -83,7 +83,7 @@ class DiagNormal(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_integer("latent_dim", latent_dim)
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
         if net is None:
             self.conditional = None
             self.loc = nn.Parameter(torch.zeros(latent_dim))
@@ -136,7 +136,7 @@ class MixtureOfGaussians(nn.Module):
         super().__init__()
         self.num_components = positive_integer("num_components", num_components)
         self.latent_dim = positive_integer("latent_dim", latent_dim)
-        self.log_scale_range = log_scale_range
+        self.log_scale_range = interval("log_scale_range", log_scale_range)
         if net is None:
             self.conditional = None
             self.logits = nn.Parameter(torch.zeros(num_components))

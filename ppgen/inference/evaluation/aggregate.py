@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import read_once
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.repeated import Given
@@ -119,7 +119,7 @@ def energy_distance(pair: Pair, *batch: Any, seed: int = 0) -> dict[str, float]:
         ValueError: fewer than two data, or plates inside the data plate.
     """
     check_pair(pair)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     if (n := len(rows)) < 2:
         raise ValueError(f"A distance between distributions needs at least two data, got {n}.")
     draws: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -160,7 +160,7 @@ def _checked(pair: Pair, given: Any) -> Structure:
 def _scored_by_all(pair: Pair, batch: Any, seed: int) -> tuple[float, Tensor, dict[str, Tensor], tuple[Any, ...]]:
     """I(x; z); log q(z_n) of one draw a datum, averaged over all data's posteriors; the draws; the data."""
     check_pair(pair)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     n = len(rows)
     with evaluating(pair, seed, "aggregate"):
         given = device_batch(pair, rows(slice(None)))

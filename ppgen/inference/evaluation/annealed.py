@@ -19,7 +19,7 @@ from torch import Tensor
 from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate
 from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import read_once
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
@@ -241,7 +241,7 @@ def ais(
     """
     check_numbers(start, num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog)
     pair, batch = masked(pair, batch, mask)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     betas = temperatures(num_temperatures)
     blocks = []
     with evaluating(pair):

@@ -29,6 +29,7 @@ from ppgen.inference.evaluation.likelihood import CELL_DATA
 from ppgen.inference.evaluation.paths import Path, Start
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
+from ppgen.inference.programs.observation import observation_of
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.traces import as_data, device_batch, run_without_data, sites
@@ -95,7 +96,7 @@ def simulated(pair: Pair, n: int, context: Sequence[Any]) -> tuple[dict[str, Any
             f"The model observes {given} also when it is run without data (a pyro.factor, a constant), so that what it "
             "draws with its data are no draws of the posterior: log_likelihood and ais take it, bdmc does not."
         )
-    name = "x" if "x" in found else list(found)[-1]
+    name = observation_of(pair.model, found, context)
     drawn = found.pop(name)
     x = as_data(drawn, drawn["value"])
     if x is not drawn["value"]:

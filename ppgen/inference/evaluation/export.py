@@ -17,7 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ppgen.inference.evaluation.psis import k_hat_limit
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import read_once
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import Structure, measure
@@ -125,7 +125,7 @@ def to_arviz(pair: Pair, *batch: Any, num_samples: int = 100, seed: int = 0) -> 
     az = _arviz()
     positive_integer("num_samples", num_samples)
     check_pair(pair)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     with evaluating(pair, seed, "to_arviz"):
         given = device_batch(pair, rows(slice(None)))
         structure = measure(pair.model, pair.guide, *given)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppgen.inference.evaluation.aggregate import energy_distance, mutual_information_and_kl
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import read_once
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
@@ -98,7 +98,7 @@ def latent_report(
     if positive_integer("num_samples", num_samples) < 2:
         raise ValueError(f"num_samples must be at least 2, to tell noise from signal, got {num_samples}.")
     check_pair(pair)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     divergence: dict[str, Tensor] = {}
     dimensions: dict[str, Tensor | None] = {}
     halves: dict[str, list[tuple[Tensor, Tensor]]] = {}

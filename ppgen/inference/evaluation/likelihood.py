@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.inference.evaluation.export import elpd_data
 from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
 from ppgen.inference.evaluation.weigher import Weigher
-from ppgen.inference.execution.batches import check_rows, checked_rows
+from ppgen.inference.execution.batches import check_rows, read_once
 from ppgen.inference.execution.distributed import spread
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.hygiene import warn_of_probabilities, watching_modes
@@ -182,7 +182,7 @@ def log_likelihood(
     if memory is not None:
         positive_integer("memory", memory)
     pair, batch = masked(pair, batch, mask)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     first = device_batch(pair, rows(slice(0, CELL_DATA)))
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *first)

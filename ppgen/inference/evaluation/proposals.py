@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate, log_likelihood
 from ppgen.inference.evaluation.moves import Coordinates, Move, Repaired, moves
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import read_once
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
@@ -38,7 +38,7 @@ from ppgen.inference.programs.traces import (
     support,
 )
 from ppgen.inference.programs.weights import combine, weigh
-from ppgen.numbers import positive_integer
+from ppgen.numbers import positive_integer, positive_number
 from ppgen.pair import Pair
 
 __all__ = ["RepairedEstimate", "repaired_log_likelihood"]
@@ -183,6 +183,17 @@ def _log_q(guide_trace: poutine.Trace, nesting: int, shape: torch.Size) -> Tenso
     return torch.stack(terms).sum(0)
 
 
+def _positive_numbers(name: str, values: Any) -> list[float]:
+    """The values of a sequence, at least one; otherwise a ValueError that names it."""
+    try:
+        numbers = [positive_number(name, float(value)) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers:
+        raise ValueError(f"{name} must be positive finite numbers, (1.0, 1.5), say, got {values!r}.")
+    return numbers
+
+
 def repaired_log_likelihood(
     pair: Pair,
     *batch: Any,
@@ -245,10 +256,9 @@ def repaired_log_likelihood(
         positive_integer(name, number)
     if num_steps:
         positive_integer("num_steps", num_steps)
-    if not scales or not all(math.isfinite(c) and c > 0 for c in scales):
-        raise ValueError(f"scales must be positive numbers, got {tuple(scales)!r}.")
+    factors = _positive_numbers("scales", scales)
     pair, batch = masked(pair, batch, mask)
-    rows = checked_rows(batch)
+    rows = read_once(batch, seed)
     pilot_seed = derived_seed(seed, 0, 2**31)  # no key of the fresh draws
     shifts, chosen = [], []
     with evaluating(pair):
@@ -267,7 +277,7 @@ def repaired_log_likelihood(
                     own = _refine(pair, block, structure, num_steps, num_particles)
                 torch.manual_seed(derived_seed(pilot_seed, index, 1))
                 moved_block = (block[0], *own.members, *block[1:])
-                chosen.append(_choose(_refined(pair, own.axes), moved_block, structure, scales, num_pilot).cpu())
+                chosen.append(_choose(_refined(pair, own.axes), moved_block, structure, factors, num_pilot).cpu())
             shifts.append(own)
     shift = _joined(shifts)
     repaired = _refined(pair, shift.axes)
@@ -277,8 +287,8 @@ def repaired_log_likelihood(
         widened, rows.members[0], scale, *shift.members, *rows.members[1:], num_samples=num_samples, seed=seed
     )
     steps = [f"refined by {num_steps} steps a datum"] if num_steps else []
-    if tuple(scales) != (1.0,):
-        steps.append(f"widened on a pilot of {len(scales)} × {num_pilot} draws (median scale {scale.median():.2f})")
+    if factors != [1.0]:
+        steps.append(f"widened on a pilot of {len(factors)} × {num_pilot} draws (median scale {scale.median():.2f})")
     method = f"importance sampling, the guide {' and '.join(steps) or 'as it is'}"
     figures = {**vars(estimate), "data": fingerprint(rows)}  # without the shifts and scales, which are no data
     return RepairedEstimate(**figures, method=method, scales=scale, refined=shift.taken)

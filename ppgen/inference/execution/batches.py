@@ -14,10 +14,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ppgen.inference.execution.distributed import own_part
 from ppgen.inference.execution.members import as_member, checked_members
+from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.sequences import Packed, by_rows
 from ppgen.inference.programs.supports import Support, check_support
 
-__all__ = ["Rows", "check_rows", "checked_rows"]
+__all__ = ["Rows", "check_rows", "checked_rows", "read_once"]
 
 BLOCK = 4096
 
@@ -79,6 +80,21 @@ def checked_rows(data: Any, name: str = "data") -> Rows:
     for start, block in rows.blocks():
         check_finite(block, name, start)
     return rows
+
+
+def read_once(data: Any, seed: int) -> Rows:
+    """:func:`checked_rows`, with what is drawn anew at each read (a ``DynamicBinarization``) drawn once, by a seed."""
+    with seeded(seed):
+        rows = checked_rows(data)
+        return Rows([member[:] if _is_drawn(member) else member for member in rows.members])
+
+
+def _is_drawn(member: Any) -> bool:
+    """Whether two reads of some rows come out differently."""
+    if isinstance(member, Tensor):
+        return False
+    first, second = member[:BLOCK], member[:BLOCK]
+    return isinstance(first, Tensor) and not torch.equal(first, second)
 
 
 def check_finite(batch: Sequence[Any], name: str = "data", start: int = 0) -> None:

@@ -2,7 +2,6 @@ r"""The evidence lower bound, of any pair: draws without a gradient, enumeration
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from ppgen.inference.programs.traces import (
     sites,
 )
 from ppgen.inference.programs.turns import in_turn
-from ppgen.numbers import positive_integer
+from ppgen.numbers import finite_number, positive_integer
 from ppgen.pair import tracing, unadapted
 
 __all__ = ["ELBO", "elbo"]
@@ -84,11 +83,8 @@ class ELBO(nn.Module):
                 raise ValueError(f"beta must not be negative, got a schedule from {beta.start} to {beta.end}.")
             self.beta = beta
         else:
-            if not (math.isfinite(beta) and beta >= 0):
-                raise ValueError(f"beta must be a finite number that is not negative, or a schedule, got {beta!r}.")
-            self.register_buffer("beta", torch.tensor([float(beta)]))
-        if not (math.isfinite(free_bits) and free_bits >= 0):
-            raise ValueError(f"free_bits must be a finite number of nats that is not negative, got {free_bits!r}.")
+            self.register_buffer("beta", torch.tensor([finite_number("beta", beta, least=0)]))
+        free_bits = finite_number("free_bits", free_bits, least=0)
         self._weighted = isinstance(beta, Schedule) or beta != 1
         self.num_particles = positive_integer("num_particles", num_particles)
         self.free_bits = free_bits

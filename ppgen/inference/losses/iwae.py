@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppgen.inference.losses.loss import Measured
 from ppgen.inference.programs.traces import Program
 from ppgen.inference.programs.weights import weigh
-from ppgen.numbers import positive_integer
+from ppgen.numbers import finite_number, positive_integer
 
 __all__ = ["IWAE", "Renyi", "iwae", "renyi"]
 
@@ -97,9 +97,9 @@ class Renyi(nn.Module):
 
     def __init__(self, alpha: float, num_particles: int) -> None:
         super().__init__()
-        if not math.isfinite(alpha) or alpha == 1:
+        self.alpha = finite_number("alpha", alpha)
+        if alpha == 1:
             raise ValueError(f"alpha must be a finite number other than 1 (which is the ELBO: elbo()), got {alpha!r}.")
-        self.alpha = alpha
         self.num_particles = positive_integer("num_particles", num_particles)
         self._measured = Measured()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppgen.inference.losses.schedules import check_schedules
+from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.structure import Structure, measure
 from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch, proposing
 from ppgen.inference.programs.turns import in_turn
@@ -25,8 +25,7 @@ class Measured:
     """The structure of a pair, from one first run of each form of batch: a loss sees two programs, and asks once."""
 
     def __init__(self) -> None:
-        self.known: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[Any, Structure]]]
-        self.known = weakref.WeakKeyDictionary()
+        self.known: ByIdentity[ByIdentity[dict[Any, Structure]]] = ByIdentity(lambda: ByIdentity(dict))
 
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
         # Bound methods are made anew at each access: they are known by what they belong to, and by their names.
@@ -34,7 +33,7 @@ class Measured:
         names = tuple(getattr(program, "__name__", None) for program in (model, guide))
         # And by the form of the batch: without its labels, say, a site is a latent that was observed with them.
         form = tuple(member.dim() if isinstance(member, Tensor) else type(member) for member in batch)
-        known = self.known.setdefault(owner, weakref.WeakKeyDictionary()).setdefault(proposer, {})
+        known = self.known[owner][proposer]
         if (key := (names, form)) not in known:
             known[key] = measure(model, guide, *batch)
         return known[key]

@@ -8,7 +8,6 @@ a mixture, each component is drawn from in its turn.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions import Mixture
 from ppgen.inference.losses.loss import Measured
+from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.seeds import seeded
@@ -101,15 +101,15 @@ class _Scored(Measured):
 
     def __init__(self) -> None:
         super().__init__()
-        self.modes: weakref.WeakKeyDictionary[Any, list[bool]] = weakref.WeakKeyDictionary()
+        self.modes: ByIdentity[list[list[bool]]] = ByIdentity(list)  # the last in which the density was compared
 
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Structure:
         structure = super().__call__(model, guide, *batch)
         owner = getattr(guide, "__self__", guide)
         modes = [part.training for module in modules_of(owner) for part in module.modules()]
-        if not tracing() and self.modes.get(owner) != modes:
+        if not tracing() and self.modes[owner] != [modes]:
             _check_density(guide, batch)
-            self.modes[owner] = modes
+            self.modes[owner][:] = [modes]
         return structure
 
     def __deepcopy__(self, memo: Any) -> _Scored:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.numbers import finite_number
+
 __all__ = ["Schedule", "unannealed", "warmup"]
 
 log = logging.getLogger(__name__)
@@ -118,9 +120,7 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
     length = epochs if epochs is not None else steps
     if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length < math.inf:
         raise ValueError(f"warmup: the length must be a positive finite number of epochs or steps, got {length!r}.")
-    for name, value in (("start", start), ("end", end)):
-        if not math.isfinite(value):
-            raise ValueError(f"warmup: {name} must be a finite number, got {value!r}.")
+    start, end = finite_number("warmup: start", start), finite_number("warmup: end", end)
     return Schedule(start, end, epochs=epochs, steps=steps)
 
 

@@ -2,7 +2,6 @@ r"""What labels bring to training: an objective plus the classification loss of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.programs.traces import Program
+from ppgen.numbers import finite_number
 from ppgen.pair import unadapted
 
 __all__ = ["SemiSupervised", "class_logits", "semi_supervised"]
@@ -49,9 +49,7 @@ class SemiSupervised(nn.Module):
 
     def __init__(self, alpha: float, loss: Any = None) -> None:
         super().__init__()
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha must be a finite number that is not negative, got {alpha!r}.")
-        self.alpha = alpha
+        self.alpha = finite_number("alpha", alpha, least=0)
         self.loss = as_loss(elbo() if loss is None else loss)
 
     def extra_repr(self) -> str:

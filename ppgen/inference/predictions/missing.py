@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, CELL_SAMPLES
 from ppgen.inference.evaluation.psis import check_weights
-from ppgen.inference.execution.batches import checked_rows
+from ppgen.inference.execution.batches import Rows, read_once
 from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
@@ -61,14 +61,13 @@ def _site_of(x: Tensor, observed: list[Any]) -> Any:
 
 
 def _average(
-    pair: Pair, batch: tuple[Any, ...], num_samples: int, seed: int, mean: bool, fill: Callable[[Any, Tensor], Tensor]
+    pair: Pair, rows: Rows, num_samples: int, seed: int, mean: bool, fill: Callable[[Any, Tensor], Tensor]
 ) -> Tensor:
     r"""The self-normalised importance-weighted average of what ``fill`` makes of p(x | z), or one draw by its weights.
 
     Weights and averages are updated cell by cell, so memory does not grow with the number of samples.
     """
     positive_integer("num_samples", num_samples)
-    rows = checked_rows(batch)
     results = []
     with evaluating(pair):
         structure = measure(pair.model, pair.guide, *device_batch(pair, rows(slice(0, CELL_DATA))))
@@ -173,6 +172,8 @@ def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean
         >>> bool((filled == x)[:, observed].all())
         True
     """
+    if mask is None:
+        raise TypeError("mask is None: impute needs one, True where x was observed, to know what is missing.")
     pair, batch = masked(pair, (x, *y), mask)
 
     def fill(distribution: Any, given: Tensor) -> Tensor:
@@ -186,8 +187,9 @@ def impute(pair: Pair, x: Any, *y: Any, mask: Any, num_samples: int = 1000, mean
             _mean(distribution)
         return inner.complete(given, mean=mean)
 
-    filled = _average(pair, batch, num_samples, seed, mean, fill)
-    x, observed = (member[:].cpu() for member in batch[:2])
+    rows = read_once(batch, seed)
+    filled = _average(pair, rows, num_samples, seed, mean, fill)
+    x, observed = (member[:].cpu() for member in rows.members[:2])
     return torch.where(observed, x, filled)  # what was observed stays as it was, to the last bit
 
 
@@ -215,4 +217,5 @@ def denoise(pair: Pair, x: Any, *y: Any, mask: Any = None, num_samples: int = 10
         TypeError, ValueError: bad data, a decoder without a mean, or weights that are NaN or all zero.
     """
     pair, batch = masked(pair, (x, *y), mask)
-    return _average(pair, batch, num_samples, seed, True, lambda distribution, given: _mean(distribution))
+    rows = read_once(batch, seed)
+    return _average(pair, rows, num_samples, seed, True, lambda distribution, given: _mean(distribution))

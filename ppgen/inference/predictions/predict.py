@@ -16,6 +16,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import drawing
+from ppgen.inference.programs.observation import observation_of
 from ppgen.inference.programs.refusals import check_axes
 from ppgen.inference.programs.traces import as_data, device_batch, innermost, is_factor, run_without_data, sites
 from ppgen.numbers import positive_integer
@@ -186,7 +187,8 @@ def _observe(
             raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
         if not found:
             raise ValueError("The model draws nothing: it has no sample sites.")
-        site = found.get("x") or list(found.values())[-1]
+        stack.close()  # of the plate, whose place the data's own takes
+        site = found[observation_of(pair.model, found, context)]
         if mean and (value := mean_of(site["fn"])) is not None:
             value = value.expand(site["fn"].shape())
         else:

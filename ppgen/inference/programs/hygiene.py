@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
+from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.seeds import seeded
@@ -28,17 +28,13 @@ MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 # Fewer logits than these may all lie in [0, 1] by chance.
 ENOUGH, ENOUGH_OF_EVENT = 64, 8
 
-_said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_said: ByIdentity[set[str]] = ByIdentity(set)
 
 
 def _warn_once(pair: Any, message: str) -> None:
     """A warning in the log, once for a pair."""
-    try:
-        said = _said.setdefault(pair, set())
-    except TypeError:  # an object of the user's that cannot be a key
-        said = set()
-    if message not in said:
-        said.add(message)
+    if message not in _said[pair]:
+        _said[pair].add(message)
         log.warning(message)
 
 

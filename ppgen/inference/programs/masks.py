@@ -65,6 +65,8 @@ def masked(pair: Pair, batch: Any, mask: Any) -> tuple[Pair, tuple[Any, ...]]:
                 "ppgen.distributions.marginal(distribution, mask), or use a pair of ppgen.models."
             )
     x = batch[0]
+    if not hasattr(x, "shape"):
+        raise TypeError(f"x is {type(x).__name__}: beside a mask a torch tensor or a numpy array is expected.")
     x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
     mask = torch.as_tensor(mask)
     if mask.dtype != torch.bool:

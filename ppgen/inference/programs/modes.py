@@ -20,7 +20,7 @@ __all__ = [
     "drawing",
     "evaluating",
     "matrix_products",
-    "small_parameters",
+    "small_tensors",
     "stirred",
     "training",
     "unabridged",
@@ -79,14 +79,14 @@ def unmoved(*owners: Any) -> Iterator[None]:
                 buffer.give_back()
 
 
-def small_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:
+def small_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Those of which nothing is far from zero: a last layer's, say, behind which what depends on a latent hides."""
-    return [p for p in parameters if p.is_floating_point() and p.numel() and bool(p.abs().max() < SMALL)]
+    return [t for t in tensors if t.is_floating_point() and t.numel() and bool(t.abs().max() < SMALL)]
 
 
 @contextmanager
 def stirred(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters farther from zero inside, by noise from torch's generator that leaves signs as they are."""
+    """Parameters or buffers farther from zero inside, by noise from torch's generator that leaves signs as they are."""
     before = [p.data for p in parameters]
     try:
         for p in parameters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyro import poutine
@@ -174,6 +174,26 @@ def num_data(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> int:
             "every other plate left of it." + SHARED
         )
     return next(iter(sizes.values()), 0)
+
+
+def check_innermost(found: Iterable[Any], num_rows: int | None) -> None:
+    """Makes sure that the data plate is not left of another one, whose members would be taken for the data.
+
+    Raises:
+        ValueError: the plate on axis −1 is not as long as the batch, and one left of it is.
+    """
+    frames = {f.name: f for site in found for f in site["cond_indep_stack"] if f.vectorized and f.size > 0}
+    frames = {name: f for name, f in frames.items() if (f.full_size or f.size) == f.size}  # not a subsample
+    inner = [f for f in frames.values() if f.dim == -1]
+    if not inner or any(f.size == num_rows for f in inner):
+        return
+    for frame in frames.values():
+        if frame.dim < -1 and frame.size == num_rows:
+            raise ValueError(
+                f"The plate {frame.name!r} is as long as the batch, {num_rows} rows, and on axis {frame.dim}, left of "
+                f"{inner[0].name!r} of length {inner[0].size} on axis −1, whose members would be taken for the data: "
+                f"give {frame.name!r} dim=-1 and open the other plates left of it (dim=-2, …)."
+            )
 
 
 def check_subsamples(*traces: poutine.Trace, num_rows: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -35,12 +36,19 @@ class Repeated:
         return self.program(*batch, **mask)
 
     def with_particles(
-        self, batch: Sequence[Any], num_particles: int, nesting: int, proposal: Trace | None = None
+        self,
+        batch: Sequence[Any],
+        num_particles: int,
+        nesting: int,
+        proposal: Trace | None = None,
+        enumerate_model: bool = False,
     ) -> Trace:
         """A trace as under a plate of particles on axis −1 − nesting, replayed on a proposal's values if given."""
         n = length_of_batch(batch)
         assert n is not None  # a plate axis has a length
         program = self.program
+        if enumerate_model:
+            program = EnumMessenger(first_available_dim=-1 - nesting)(program)
         if proposal is not None:
             program = poutine.replay(program, trace=_flat(proposal, num_particles, n, nesting))
         with _Members(num_particles, n):
@@ -50,7 +58,8 @@ class Repeated:
         for site in sites(found).values():
             if (frame := frame_of_data(site)) is None:
                 continue  # check() says what is wrong with it
-            scored, scale = log_prob(site), own_scale(site)
+            # What is summed out is scored without its mask, as under a plate of particles.
+            scored, scale = log_prob(site, masked=site["infer"].get("_enumerate_dim") is None), own_scale(site)
             event = len(site["fn"].event_shape)
             site["scored"] = _split(scored, num_particles, n, nesting, 0)
             site["scale"] = _split(scale, num_particles, n, nesting, 0) if getattr(scale, "shape", ()) else scale
@@ -58,7 +67,18 @@ class Repeated:
             others = tuple(f._replace(full_size=f.size) for f in site["cond_indep_stack"] if f is not frame)
             particles = CondIndepStackFrame(PARTICLES, -1 - nesting, num_particles, 0)
             site["cond_indep_stack"] = (particles, *others, frame._replace(size=n, full_size=n))
+            site["infer"] = _left_of_particles(site["infer"])
         return found
+
+
+def _left_of_particles(infer: dict[str, Any]) -> dict[str, Any]:
+    """What is noted of the axes of enumerated sites, once the particles have an axis to the right of them."""
+    moved = dict(infer)
+    if "_dim_to_id" in infer:
+        moved["_dim_to_id"] = {dim - 1: site for dim, site in infer["_dim_to_id"].items()}
+    if infer.get("_enumerate_dim") is not None:
+        moved["_enumerate_dim"] = infer["_enumerate_dim"] - 1
+    return moved
 
 
 class _Members(Messenger):
@@ -86,11 +106,12 @@ def _repeated(member: Any, times: int, n: int) -> Any:
 
 
 def _split(value: Tensor, num_particles: int, n: int, nesting: int, event: int) -> Tensor:
-    """(..., S · N, *event) as (S, ..., N, *event), with nesting axes between the first and the event."""
+    """(*enumerated, ..., S · N, *event) as (*enumerated, S, ..., N, *event), with nesting axes before the event."""
     value = value.reshape((1,) * (nesting + event - value.dim()) + value.shape)
-    if value.shape[nesting - 1] == 1:  # the same for all rows
-        value = value.expand(*value.shape[: nesting - 1], num_particles * n, *value.shape[nesting:])
-    return value.unflatten(nesting - 1, (num_particles, n)).movedim(nesting - 1, 0)
+    rows = value.dim() - event - 1
+    if value.shape[rows] == 1:  # the same for all rows
+        value = value.expand(*value.shape[:rows], num_particles * n, *value.shape[rows + 1 :])
+    return value.unflatten(rows, (num_particles, n)).movedim(rows, rows + 1 - nesting)
 
 
 def as_rows(value: Any, num_particles: int, n: int, nesting: int) -> Any:

@@ -7,11 +7,12 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppgen.inference.programs.modes import small_parameters, stirred, training, unmoved
+from ppgen.inference.programs.modes import buffers_of, small_tensors, stirred, training, unabridged, unmoved
 from ppgen.inference.programs.parameters import Shown, showing, trained_parameters
-from ppgen.inference.programs.refusals import check_axes, num_data
+from ppgen.inference.programs.refusals import check_axes, check_innermost, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import (
@@ -20,7 +21,6 @@ from ppgen.inference.programs.traces import (
     is_point,
     length_of_batch,
     log_prob,
-    per_datum,
     run,
     sites,
 )
@@ -37,6 +37,7 @@ class Structure(NamedTuple):
     summed: tuple[str, ...]  # the model's latents that ask for it and that the guide does not draw
     sequential: bool  # whether a site asks to be enumerated one value after the other
     vectorized: bool  # whether the programs run under a plate of particles
+    single: str | None  # why they take one particle at a time only, if so: neither a plate of them nor further rows
     observed: tuple[str, ...]  # the model's sites that are observed, factors among them
     part: str | None  # the plate inside the data plate that has some of its members only, if there is one
     refused: str | None  # why there are no weights per datum, if so: a latent that all data share
@@ -50,12 +51,14 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     check_axes(sites(guide_trace), "guide")
     check_axes(sites(model_trace), "model")
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
+    check_innermost(found, length_of_batch(batch))
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     points = [is_point(site) for site in sites(guide_trace).values()]
     nesting = -min(dims, default=0)
     left = [site for name, site in sites(model_trace).items() if name not in sites(guide_trace)]
     asked = {site["infer"].get("enumerate") for site in found if not site["is_observed"]}
     enumerated = "parallel" in asked
+    vectorized, single = _particles(model, guide, batch, (model_trace, guide_trace), nesting, enumerated, shown)
     return Structure(
         nesting=nesting,
         random=not all(points),
@@ -63,7 +66,8 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
         enumerated=enumerated,
         summed=tuple(s["name"] for s in left if not s["is_observed"] and s["infer"].get("enumerate") == "parallel"),
         sequential="sequential" in asked,
-        vectorized=enumerated or _vectorized(model, guide, batch, nesting, _other_length(found, batch), shown),
+        vectorized=vectorized,
+        single=single,
         observed=tuple(name for name, site in sites(model_trace).items() if site["is_observed"]),
         part=next((f.name for site in found for f in site["cond_indep_stack"] if _is_part(f)), None),
         refused=_without_weights(sites(model_trace), sites(guide_trace)),
@@ -82,62 +86,127 @@ def _other_length(found: Sequence[Any], batch: Sequence[Any]) -> int:
     return next(length for length in count(2) if length not in lengths)
 
 
-def _vectorized(
-    model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int, shown: Shown
-) -> bool:
-    """Whether the programs run under a plate of so many particles, with the numbers that they have by rows.
+def _particles(
+    model: Program,
+    guide: Program,
+    batch: Sequence[Any],
+    alone: tuple[Any, Any],
+    nesting: int,
+    enumerated: bool,
+    shown: Shown,
+) -> tuple[bool, str | None]:
+    """Whether the programs run under a plate of particles, with the numbers that they have one particle at a time.
 
-    Also where nothing else runs, so that what is wrong is said as usual.
+    And if not, why particles cannot be further rows either. Where nothing runs, a plate will do: what is wrong is then
+    said as usual.
     """
-    owners = (getattr(model, "__self__", model), getattr(guide, "__self__", guide))
-    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(owners[0]):
+    found = [site for trace in alone for site in sites(trace).values()]
+    settings = {"num_particles": _other_length(found, batch), "nesting": nesting, "enumerate_model": enumerated}
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(getattr(model, "__self__", model)):
         try:
-            run(model, guide, batch, num_particles=particles, nesting=nesting)
+            run(model, guide, batch, **settings)
+            runs = True
         except Exception:  # whatever the program is not made for
-            try:
-                run(Repeated(model), Repeated(guide), batch, num_particles=particles, nesting=nesting)
-            except Exception:
-                return True
-            return False
-    if tracing():  # a graph holds no comparison
-        return True
-    # It may run and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where sizes allow it.
-    with torch.no_grad(), training(owners[0], False):
-        if not _as_by_rows(model, guide, batch, nesting, particles):
-            return False
-        small = small_parameters([p for owner in owners for p in trained_parameters(owner, shown)])
-        with seeded(0, device_of_batch(batch)), stirred(small):
-            return not small or _as_by_rows(model, guide, batch, nesting, particles)
+            runs = False
+        if runs and (tracing() or _as_alone(model, guide, batch, alone, settings, shown)):  # a graph compares nothing
+            return True, None
+        try:
+            run(Repeated(model), Repeated(guide), batch, **settings)
+        except Exception as error:
+            return not runs, _single(error) if runs else None
+        return False, None
 
 
-def _as_by_rows(model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int) -> bool:
-    try:
-        plain, values = _scores(model, guide, batch, nesting, particles, {})
-    except Exception:  # what it gives has more axes than there are plates
-        plain, values = None, {}
-    try:
-        by_rows, _ = _scores(Repeated(model), Repeated(guide), batch, nesting, particles, values)
-    except Exception:  # rows are not for it: a parameter for each datum, a subsample
-        return True
-    return plain is not None and all(
-        torch.allclose(plain[name], by_rows[name], 1e-2, 1e-2, equal_nan=True) for name in plain
+def _single(error: Exception) -> str:
+    return (
+        "Several draws at once are not for this pair. Under a plate of them it takes one axis for another, as "
+        "softmax(z, 1) does: write what it does with latents from their last axis on, softmax(z, -1). Nor can they be "
+        "further rows of the data, which a plate, a parameter or a latent of a fixed length does not take "
+        f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
     )
 
 
-def _scores(
-    model: Program, guide: Program, batch: Sequence[Any], nesting: int, particles: int, values: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The log-probabilities of some particles, by site of the guide and then of the model, and the latents themselves.
+def _as_alone(
+    model: Program, guide: Program, batch: Sequence[Any], alone: tuple[Any, Any], settings: dict[str, Any], shown: Shown
+) -> bool:
+    """Whether a plate of particles changes nothing but that there are several.
 
-    Latents are those given, or drawn.
+    Programs may run under it and still take the data's axis for another (a softmax over axis 1, a BatchNorm1d) where
+    sizes allow it.
     """
-    n = length_of_batch(batch)
-    assert n is not None  # a plate axis has a length
-    with seeded(0, device_of_batch(batch)), Given(values, model, particles, n, nesting):
-        traces = run(model, guide, batch, num_particles=particles, nesting=nesting)
-    found = [(f"{i} {name}", site) for i, trace in enumerate(reversed(traces)) for name, site in sites(trace).items()]
-    scores = {key: per_datum(log_prob(site), nesting, particles, n) for key, site in found}
-    return scores, {site["name"]: site["value"] for _, site in found if not site["is_observed"]}
+    owners = (getattr(model, "__self__", model), getattr(guide, "__self__", guide))
+    with training(owners[0], False), unabridged(device_of_batch(batch)):
+        if not _as_one_by_one(model, guide, batch, alone, settings):
+            return False
+        tensors: list[Tensor] = [p for owner in owners for p in trained_parameters(owner, shown)]
+        small = small_tensors([*tensors, *(buffer.tensor for buffer in buffers_of(*owners))])
+        with seeded(0, device_of_batch(batch)), stirred(small):
+            return not small or _as_one_by_one(model, guide, batch, alone, settings)
+
+
+def _as_one_by_one(
+    model: Program,
+    guide: Program,
+    batch: Sequence[Any],
+    alone: tuple[Any, Any],
+    settings: dict[str, Any],
+) -> bool:
+    """Whether every site has the log-probabilities under a plate of particles that it has in runs of its own."""
+    shapes = {name: site["value"].shape for trace in alone for name, site in trace.nodes.items() if _is_draw(site)}
+    device, axis = device_of_batch(batch), -1 - settings["nesting"]
+
+    try:
+        with seeded(0, device):
+            together: tuple[Any, Any] = run(model, guide, batch, **settings)
+    except Exception:  # of values that a first draw did not have
+        return False
+    drawn = {
+        name: site
+        for trace in together
+        for name, site in trace.nodes.items()
+        if _is_draw(site) and site["infer"].get("_enumerate_dim") is None
+    }
+    for particle in range(settings["num_particles"]):
+        values = {name: _of_particle(site, axis, particle, shapes.get(name)) for name, site in drawn.items()}
+        with seeded(0, device), Given(values, model, 1, 1, settings["nesting"]):
+            traces = run(model, guide, batch, **{**settings, "num_particles": None})
+        for ours, theirs in zip(map(sites, together), map(sites, traces), strict=True):
+            try:
+                expected = {name: log_prob(site) for name, site in theirs.items()}
+            except Exception:  # it has no density, or not of these data: which is said when one is asked for
+                return True
+            if ours.keys() != theirs.keys() or not all(
+                _alike(ours[name], density, axis, particle) for name, density in expected.items()
+            ):
+                return False
+    return True
+
+
+def _alike(site: Any, alone: Tensor, axis: int, particle: int) -> bool:
+    """Whether a particle has at a site the density that it has alone, up to rounding."""
+    try:
+        density, alone = torch.broadcast_tensors(_slice(log_prob(site), axis, particle), alone)
+    except (RuntimeError, ValueError):  # what it gives has more axes than there are plates
+        return False
+    return torch.allclose(density, alone, 1e-3, 1e-3, equal_nan=True)
+
+
+def _is_draw(site: Any) -> bool:
+    """Whether a node of a trace is something drawn, a plate's members included."""
+    return bool(site["type"] == "sample" and not site["is_observed"] and isinstance(site["value"], Tensor))
+
+
+def _slice(value: Tensor, axis: int, particle: int) -> Tensor:
+    """What a tensor has for one particle, where it has several."""
+    return value.narrow(axis, particle, 1) if value.dim() >= -axis and value.shape[axis] > 1 else value
+
+
+def _of_particle(site: Any, axis: int, particle: int, shape: torch.Size | None) -> Tensor:
+    """A particle's value of a site, of the shape that it has without a plate of particles."""
+    value: Tensor = site["value"]
+    if not site_is_subsample(site):
+        value = _slice(value, axis - len(site["fn"].event_shape), particle)
+    return value.reshape(shape) if shape is not None and shape.numel() == value.numel() else value
 
 
 def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
@@ -152,10 +221,10 @@ def programs(model: Program, guide: Program, structure: Structure) -> tuple[Prog
     """The two programs, such that they take particles as rows if they do not run under a plate of them.
 
     Raises:
-        ValueError: they have no weights per datum.
+        ValueError: they have no weights per datum, or take one particle at a time only.
     """
-    if structure.refused is not None:
-        raise ValueError(structure.refused)
+    if (why := structure.refused or structure.single) is not None:
+        raise ValueError(why)
     return (model, guide) if structure.vectorized else (Repeated(model), Repeated(guide))
 
 
@@ -179,8 +248,8 @@ def check_vectorized(structure: Structure, what: str) -> None:
     Raises:
         ValueError: they do not.
     """
-    if structure.refused is not None:
-        raise ValueError(structure.refused)
+    if (why := structure.refused or structure.single) is not None:
+        raise ValueError(why)
     if not structure.vectorized:
         raise ValueError(
             f"{what} draws many particles at once, and this pair indexes or reshapes by its batch, so that it does not "

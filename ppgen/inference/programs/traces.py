@@ -144,7 +144,7 @@ def run_model(
 ) -> poutine.Trace:
     """A trace of the model, replayed on what was proposed. Enumerated sites sit left of the particles."""
     if num_particles is not None and hasattr(model, "with_particles"):
-        return model.with_particles(batch, num_particles, nesting, proposal)
+        return model.with_particles(batch, num_particles, nesting, proposal, enumerate_model)
     if enumerate_model:  # inside of what replays, whose values may depend on what is summed out
         model = EnumMessenger(first_available_dim=-2 - nesting)(model)
     with _particles(num_particles, nesting):

@@ -139,4 +139,4 @@ def _incomplete(pair: Pair, source: Any, mask: Any) -> tuple[Pair, tuple[Any, ..
     if is_loader(source):
         raise TypeError("mask= is for data in memory: a loader cannot be combined with it. Give tensors or arrays.")
     x = source[0] if isinstance(source, tuple | list) else source
-    return masked(pair, source, torch.ones(tuple(x.shape), dtype=torch.bool) if mask is None else mask)
+    return masked(pair, source, torch.ones(tuple(getattr(x, "shape", ())), dtype=torch.bool) if mask is None else mask)
