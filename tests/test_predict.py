@@ -178,6 +178,22 @@ def test_the_observation_is_what_the_model_observes_whatever_its_name(late):
         assert abs(gap.lower.mean() - dist.Normal(100.0, 1.01**0.5).entropy().neg()) < 1
 
 
+def test_one_tensor_is_no_value_of_several_latents():
+    """Whatever they are called."""
+
+    def model(y=None):
+        with data_plate(y):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(x + w.sum(-1), 0.1), obs=y)
+
+    pair = Custom(model, lambda y: None)
+    for z in (torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 2, 2)):
+        with pytest.raises(ValueError, match=r"latents \['x', 'w'\]: give decode a dictionary"):
+            decode(pair, z)
+    assert decode(pair, {"x": torch.ones(3), "w": torch.ones(3, 2)}).tolist() == [3.0] * 3
+
+
 def test_several_observations_are_refused():
     def model(x=None):
         with data_plate(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -176,19 +176,23 @@ class Mean(poutine.messenger.Messenger):
 def _observe(
     pair: Any, latents: dict[str, Tensor], n: int, y: Any, *, mean: bool, seed: int | None, use: str
 ) -> Tensor:
-    with drawing(pair, seed, use), ExitStack() as stack:
+    with drawing(pair, seed, use):
         context = device_batch(pair, y)
         given = dict(zip(latents, device_batch(pair, tuple(latents.values())), strict=True))
-        if not context:
-            stack.enter_context(pyro.plate("data_drawn", n, dim=-1))
-        with _Given(given, None if context else n):
-            found = _run_unnamed(pair, context) if "" in given else _run(pair, context)
+        try:
+            found = _drawn(pair, given, n, context)
+        except (ValueError, RuntimeError):  # the value may not be what the first of several latents is
+            if "" in given:
+                _check_only_latent(free := _drawn(pair, {}, n, context), observation_of(pair.model, free, context))
+            raise
         if unknown := [name for name in given if name and name not in found]:
             raise ValueError(f"The model has no latent {unknown}: its sites are {list(found)}.")
         if not found:
             raise ValueError("The model draws nothing: it has no sample sites.")
-        stack.close()  # of the plate, whose place the data's own takes
-        site = found[observation_of(pair.model, found, context)]
+        observation = observation_of(pair.model, found, context)
+        if "" in given:
+            _check_only_latent(found, observation)
+        site = found[observation]
         if mean and (value := mean_of(site["fn"])) is not None:
             value = value.expand(site["fn"].shape())
         else:
@@ -196,8 +200,17 @@ def _observe(
         return as_data(site, value).cpu()
 
 
-def _run(pair: Any, context: Any) -> dict[str, Any]:
-    return {name: site for name, site in run_without_data(pair.model, context).items() if not is_factor(site)}
+def _drawn(pair: Any, given: dict[str, Tensor], n: int, context: Any) -> dict[str, Any]:
+    """The sites of the model in n rows, or in those of its context, with given latents."""
+    rows = nullcontext() if context else pyro.plate("data_drawn", n, dim=-1)
+    with rows, _Given(given, None if context else n):
+        found = run_without_data(pair.model, context)
+    return {name: site for name, site in found.items() if not is_factor(site)}
+
+
+def _check_only_latent(found: dict[str, Any], observation: str) -> None:
+    if len(latents := [name for name in found if name != observation]) != 1:
+        raise ValueError(f"The model has the latents {latents}: give decode a dictionary of them by name.")
 
 
 class _MoreRows(Exception):
@@ -233,20 +246,3 @@ class _Given(poutine.messenger.Messenger):
         if self.n is not None and axis >= 0 and value.shape[axis] > self.n:
             raise _MoreRows(value.shape[axis])
         msg["value"], msg["done"] = value, True
-
-
-def _run_unnamed(pair: Any, context: Any) -> dict[str, Any]:
-    """The model given its only latent."""
-    try:
-        found = _run(pair, context)
-    except (ValueError, RuntimeError):  # the value may not be what the first of several latents is
-        _check_only_latent(list(_run(pair, context)))
-        raise
-    _check_only_latent(list(found))
-    return found
-
-
-def _check_only_latent(names: list[str]) -> None:
-    latents = [name for name in names if name != "x"] if "x" in names else names[:-1]
-    if len(latents) != 1:
-        raise ValueError(f"The model has the latents {latents}: give decode a dictionary of them by name.")
