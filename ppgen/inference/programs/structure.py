@@ -154,7 +154,6 @@ def _as_one_by_one(
     """Whether every site has the log-probabilities under a plate of particles that it has in runs of its own."""
     shapes = {name: site["value"].shape for trace in alone for name, site in trace.nodes.items() if _is_draw(site)}
     device, axis = device_of_batch(batch), -1 - settings["nesting"]
-
     try:
         with seeded(0, device):
             together: tuple[Any, Any] = run(model, guide, batch, **settings)
@@ -168,8 +167,11 @@ def _as_one_by_one(
     }
     for particle in range(settings["num_particles"]):
         values = {name: _of_particle(site, axis, particle, shapes.get(name)) for name, site in drawn.items()}
-        with seeded(0, device), Given(values, model, 1, 1, settings["nesting"]):
-            traces = run(model, guide, batch, **{**settings, "num_particles": None})
+        try:
+            with seeded(0, device), Given(values, model, 1, 1, settings["nesting"]):
+                traces = run(model, guide, batch, **{**settings, "num_particles": None})
+        except Exception:  # of values that its own draws do not have
+            return False
         for ours, theirs in zip(map(sites, together), map(sites, traces), strict=True):
             try:
                 expected = {name: log_prob(site) for name, site in theirs.items()}
