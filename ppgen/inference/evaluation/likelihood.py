@@ -151,7 +151,8 @@ def log_likelihood(
             with the missing ones (which may be NaN) integrated out. For pairs that take a mask, as the library's do.
         num_samples: S, draws per datum. With fewer than 25 there is no k-hat, and no estimate is called
             reliable unless all weights of a datum agree, as those of an exact guide do.
-        seed: of the noise.
+        seed: of the noise, and of data that are drawn anew at each read (``DynamicBinarization``), which are drawn
+            once.
         compile: whether the pair's programs are compiled; by default where the work, which is measured in bytes and
             not in seconds, is some minutes of it. What cannot be compiled runs in eager, and says so once.
         memory: bytes that scoring a slice of samples may hold, down to one sample of 100 data at a time. By default
