@@ -236,7 +236,7 @@ class Failing(StandardNormal):
     calls = 0
     def forward(self, *context):
         Failing.calls += 1
-        if Failing.calls == 10 and os.environ["RANK"] == "1":
+        if Failing.calls >= 10 and os.environ["RANK"] == "1":
             {how}
         return super().forward(*context)
 """
