@@ -30,24 +30,23 @@ def several_levels(name: str, value: object) -> int:
     return number
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except TypeError:  # no number at all
+        return False
+
+
 def positive_number(name: str, value: Any) -> float:
     """The value, if it is a finite number above 0; otherwise a ValueError that names it."""
-    try:
-        good = not isinstance(value, bool) and math.isfinite(value) and value > 0
-    except TypeError:
-        good = False
-    if not good:
+    if not (_is_finite(value) and value > 0):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
     return float(value)
 
 
 def finite_number(name: str, value: Any, *, least: float = -math.inf) -> float:
     """The value, if it is a finite number (of at least so much); otherwise a ValueError that names it."""
-    try:
-        good = not isinstance(value, bool) and math.isfinite(value) and value >= least
-    except TypeError:
-        good = False
-    if not good:
+    if not (_is_finite(value) and value >= least):
         above = " that is not negative" if least == 0 else ""
         raise ValueError(f"{name} must be a finite number{above}, got {value!r}.")
     return float(value)

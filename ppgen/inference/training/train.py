@@ -116,6 +116,11 @@ def train(
         index, batch = numbered
         return float(step.evaluate(*batch, seed=index)), num_rows(batch)
 
+    def look(place: Place) -> None:
+        if hasattr(step, "look"):
+            with located(place, len(batches), skip_nonfinite):
+                step.look()
+
     with (
         seeded(seed, device),
         training(pair, True),
@@ -139,17 +144,13 @@ def train(
                 place.batch, place.steps = place.batch + 1, place.steps + 1
                 give_way()
                 if getattr(step, "is_ahead", False):  # updates on a GPU run ahead of the host
-                    with located(place, len(batches), skip_nonfinite):
-                        step.look()
+                    look(place)
                 if saved is not None and place.batch < len(batches):
                     place.seconds = time.perf_counter() - began
-                    if saved.files.due and hasattr(step, "look"):  # what is saved is known to be good
-                        with located(place, len(batches), skip_nonfinite):
-                            step.look()
+                    if saved.files.due:  # what is saved is known to be good
+                        look(place)
                     saved.within_epoch(place)
-            if hasattr(step, "look"):
-                with located(place, len(batches), skip_nonfinite):
-                    step.look()
+            look(place)
             means = [(float(loss), rows) for loss, rows in place.losses]
             bad = [i for i, (loss, _) in enumerate(means) if not math.isfinite(loss)]
             where = f"Epoch {place.epoch + 1}, batches {', '.join(str(i + 1) for i in bad[:5])} of {len(batches)}"
