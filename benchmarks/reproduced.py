@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ppgen.files import write_bytes
+
 MARKS = "<!-- reproduced -->", "<!-- end of reproduced -->"
 NOT_RUN = "not run"
 
@@ -33,11 +35,11 @@ def insert(text: str, readme: Path, marks: tuple[str, str]) -> None:
         ValueError: the file has no such marks.
     """
     begin, end = marks
-    content = readme.read_text()
+    content = readme.read_text(encoding="utf-8")
     if not (0 <= content.find(begin) < content.find(end)):
         raise ValueError(f"{readme} has no place for the text: it must hold {begin} and, behind it, {end}.")
     before, rest = content.split(begin, 1)
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    write_bytes(readme, f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}".encode())
 
 
 def _table(rows: Mapping[str, Any], runs: Mapping[str, Any], unit: str, value: Any) -> str:

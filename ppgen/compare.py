@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ppgen.files import write_csv
 from ppgen.inference import Estimate, latent_report, log_likelihood
 from ppgen.inference.execution.fingerprint import check_same_data
 from ppgen.inference.programs.networks import modules_of
@@ -128,12 +128,9 @@ class Comparison:
         return text
 
     def write_csv(self, path: Path, refused: Sequence[dict[str, Any]] = ()) -> None:
-        """Writes the rows as a table, and below them those that were refused, with their reason."""
+        """Writes the rows as a table (whole or not at all), below them those that were refused, with their reason."""
         columns = dict.fromkeys(name for row in [*self.rows, *refused] for name in row)  # details may be of some only
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows([*self.rows, *refused])
+        write_csv(path, [*self.rows, *refused], columns)
 
 
 def compare(

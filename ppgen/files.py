@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import ppgen
 __all__ = [
     "MANIFEST",
     "check_manifest",
+    "json_bytes",
     "json_text",
     "parse_json",
     "read_json",
     "versions",
     "write_bytes",
+    "write_csv",
     "write_json",
     "write_manifest",
 ]
@@ -48,7 +52,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_bytes(path, (json_text(value) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a JSON file."""
+    return (json_text(value) + "\n").encode()
 
 
 def json_text(value: Any) -> str:
@@ -62,6 +71,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """Writes rows as a table, whole or not at all; a value that has no column is left out."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import ppgen
 from ppgen.catalogue import Recipe
-from ppgen.files import MANIFEST, check_manifest, json_text, parse_json, write_bytes, write_manifest
+from ppgen.errors import first_line
+from ppgen.files import MANIFEST, check_manifest, json_bytes, parse_json, write_bytes, write_manifest
 from ppgen.inference import History
 
 __all__ = ["Run", "begin_run", "load_run", "read_config", "save_run"]
@@ -76,8 +77,7 @@ def save_run(
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{MODEL}.") as temporary:
         save_model(pair, f"{temporary}/{MODEL}")
         model = Path(temporary, MODEL).read_bytes()
-    losses = (json_text(asdict(history)) + "\n").encode()
-    files = {MODEL: model, HISTORY: losses, CONFIG: _config(recipe, data, training)}
+    files = {MODEL: model, HISTORY: json_bytes(asdict(history)), CONFIG: _config(recipe, data, training)}
     for name in (MANIFEST, EVALUATION, JUDGEMENT, CHECK):  # of the same run after fewer epochs
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
@@ -87,7 +87,7 @@ def save_run(
 
 def _config(recipe: Recipe, data: dict[str, Any], training: dict[str, Any]) -> bytes:
     about = {"schema": SCHEMA, "ppgen": ppgen.__version__, "recipe": asdict(recipe), "data": data, "training": training}
-    return (json_text(about) + "\n").encode()
+    return json_bytes(about)
 
 
 class Run(NamedTuple):
@@ -129,8 +129,7 @@ def load_run(folder: Path, allow: Sequence[str] = ()) -> Run:
     try:
         load_model(pair, folder / MODEL)
     except (SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{folder / MODEL} does not hold the parameters of this run: {first}") from error
+        raise ValueError(f"{folder / MODEL} does not hold the parameters of this run: {first_line(error)}") from error
     return Run(pair.eval(), recipe, config)
 
 

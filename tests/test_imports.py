@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ppgen"
 # From the bottom up. A file may import from its own layer's files of the same package and from layers below.
 LAYERS = [
-    {"numbers"},
+    {"errors", "numbers"},
     {"nn", "pair", "files"},
     {"distributions"},
     {"posteriors", "decoders"},

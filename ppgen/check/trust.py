@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.errors import first_line
 from ppgen.inference import Bounds, Estimate, bdmc, encode, log_likelihood, repaired_log_likelihood
 from ppgen.inference.evaluation.bidirectional import simulated
 from ppgen.inference.programs.modes import evaluating
@@ -265,7 +266,7 @@ def trust(
         try:
             repaired = repaired_log_likelihood(pair, *batch, num_samples=num_samples, seed=seed)
         except (ValueError, TypeError, NotImplementedError) as error:
-            not_repaired = _first_line(error)
+            not_repaired = first_line(error)
     given = [member[:num_simulated] for member in context]
     settings = {"num_chains": num_chains, "num_temperatures": num_temperatures, "seed": seed}
     try:
@@ -273,9 +274,7 @@ def trust(
         own = log_likelihood(pair, *bounds.data, num_samples=num_samples, seed=seed)
         calibration = _calibration(pair, context, seed)
     except (ValueError, TypeError, NotImplementedError) as error:
-        return Trust(
-            estimate, chunking, repaired=repaired, not_repaired=not_repaired, not_applicable=_first_line(error)
-        )
+        return Trust(estimate, chunking, repaired=repaired, not_repaired=not_repaired, not_applicable=first_line(error))
     found = (estimate, chunking, bounds, own, repaired, calibration)
     return Trust(*found, not_repaired=not_repaired, start=start, num_temperatures=num_temperatures)
 
@@ -294,11 +293,6 @@ def _bounds(pair: Pair, n: int, context: Sequence[Tensor], settings: dict[str, i
         return first, "guide"
     second = bdmc(pair, n, *context, start="prior", **settings)
     return (second, "prior") if second.gap < first.gap else (first, "guide")
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, without the shapes that Pyro puts behind it."""
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _calibration(pair: Pair, context: Sequence[Tensor], seed: int) -> Calibration:

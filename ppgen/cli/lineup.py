@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from ppgen.cli.grid import NOT_YET, reason
 from ppgen.cli.judge import judged, trained_classifier
 from ppgen.cli.options import chosen
 from ppgen.cli.source import build, load, num_classes, visible
-from ppgen.files import write_json
+from ppgen.files import write_csv, write_json
 from ppgen.inference import encode, log_likelihood, reconstruct, sample
 from ppgen.judge import Classifier
 
@@ -84,12 +83,7 @@ def lineup(
             write_json(
                 out / "models.json", {**source, "num_samples": num_samples, "num_seeds": num_seeds, "rows": rows}
             )
-            with (out / "models.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(
-                    file, fieldnames=[k for k in rows[0] if k not in ("settings", "runs")], extrasaction="ignore"
-                )
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(out / "models.csv", rows, (k for k in rows[0] if k not in ("settings", "runs")))
     if nothing:
         raise ValueError(f"Every model was refused; the first: {rows[0]['refused']}")
     plots.sheet(pictures, out / "models.png", columns=len(pictures))

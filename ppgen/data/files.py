@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.source import SPLIT_SEED, Source, as_data, as_labels, permutation
+from ppgen.errors import first_line
 
 SPLITS = ("train", "validation", "test")
 # What people call the arrays of one file, or the subfolders of one folder, and what that means here.
@@ -51,13 +52,9 @@ def read_path(path: Path) -> Source:
         raise ValueError(
             f"{path} cannot be read as a {path.suffix} file of plain arrays or tensors; files that hold "
             f"other Python objects are refused, since reading them runs code. ({type(error).__name__}: "
-            f"{_first_line(error)})"
+            f"{first_line(error)})"
         ) from error
     return _split(path, arrays)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

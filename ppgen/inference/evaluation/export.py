@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
@@ -21,7 +19,15 @@ from ppgen.inference.execution.batches import read_once
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import Structure, measure
-from ppgen.inference.programs.traces import PARTICLES, device_batch, frame_of_data, is_factor, run, run_guide, sites
+from ppgen.inference.programs.traces import (
+    device_batch,
+    frame_of_data,
+    is_factor,
+    particles,
+    run,
+    run_guide,
+    sites,
+)
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair
 
@@ -180,7 +186,7 @@ def _drawn(pair: Pair, given: Any, structure: Structure, num_samples: int | None
     proposed = run_guide(pair.guide, given, num_particles=num_samples, nesting=nesting)
     if structure.enumerated:
         proposed = _with_discrete(pair, proposed, given, num_samples, nesting)
-    with _particles(num_samples, nesting), _Predicted():
+    with particles(num_samples, nesting), _Predicted():
         predictive = sites(poutine.trace(poutine.replay(pair.model, trace=proposed)).get_trace(*given))
         generated = sites(poutine.trace(pair.model).get_trace(*given))
     groups = {
@@ -198,7 +204,7 @@ def _with_discrete(pair: Pair, proposed: Trace, given: Any, num_samples: int | N
     given_latents = {name: site["value"] for name, site in sites(proposed).items() if not site["is_observed"]}
 
     def program(*members: Any) -> Any:
-        with _particles(num_samples, nesting):
+        with particles(num_samples, nesting):
             return poutine.condition(pair.model, data=given_latents)(*members)
 
     left = {n for n, site in sites(poutine.trace(program).get_trace(*given)).items() if not site["is_observed"]}
@@ -210,10 +216,6 @@ def _with_discrete(pair: Pair, proposed: Trace, given: Any, num_samples: int | N
         if name in left and name not in together:
             together.add_node(name, **site)
     return together
-
-
-def _particles(num_samples: int | None, nesting: int) -> AbstractContextManager[Any]:
-    return nullcontext() if num_samples is None else pyro.plate(PARTICLES, num_samples, dim=-1 - nesting)
 
 
 def _observation(site: Any) -> bool:

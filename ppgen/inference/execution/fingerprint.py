@@ -24,8 +24,8 @@ def fingerprint(rows: Rows) -> tuple[str, ...]:
         True
     """
     digests = [hashlib.blake2b(digest_size=16) for _ in rows.members]
-    for start in range(0, len(rows), 4096):
-        for digest, member in zip(digests, rows(slice(start, start + 4096)), strict=True):
+    for _, block in rows.blocks():
+        for digest, member in zip(digests, block, strict=True):
             member = member.data if isinstance(member, PackedSequence) else torch.as_tensor(member)
             values = member.detach().cpu().double() + 0.0  # so that −0 is 0
             digest.update(values.contiguous().numpy().tobytes())

@@ -26,6 +26,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppgen.errors import first_line
+
 __all__ = ["CannotTrace", "Graph", "trace", "twice"]
 
 LOCK = threading.Lock()  # tracing sets torch's and Pyro's global state for a moment
@@ -145,7 +147,7 @@ class Graph:
             with torch.no_grad():
                 code = inductor(module, [*inputs, *held], options=OPTIONS)
         except Exception as error:  # of many kinds, and whichever it is, eager is right
-            raise CannotTrace(f"the compiler failed: {_first_line(error)}") from error
+            raise CannotTrace(f"the compiler failed: {_named(error)}") from error
         return lambda *given: code(*given, *held)[: self.num_outputs]
 
     def same_as(self, other: Graph) -> bool:
@@ -159,9 +161,8 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"[:300]
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
@@ -185,7 +186,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
         except CannotTrace:
             raise
         except Exception as error:
-            raise CannotTrace(_first_line(error)) from error
+            raise CannotTrace(_named(error)) from error
 
 
 def twice(traced: Callable[[Sequence[Tensor]], Graph], inputs: Sequence[Tensor]) -> Graph:

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.errors import first_line
 from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.execution.members import as_member
 from ppgen.inference.programs.masks import masked
@@ -94,7 +95,7 @@ def decode(pair: Any, z: Tensor | dict[str, Tensor], *y: Any, mean: bool = True,
         except (RuntimeError, IndexError) as error:
             given = {name or "z": (tuple(value.shape), value.dtype) for name, value in latents.items()}
             raise ValueError(
-                f"The model cannot be run at latents of shapes and types {given}: {str(error).splitlines()[0]}. Give "
+                f"The model cannot be run at latents of shapes and types {given}: {first_line(error)}. Give "
                 "what encode gives for such a pair."
             ) from error
 

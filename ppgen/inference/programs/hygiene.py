@@ -13,6 +13,7 @@ from torch import distributions as td
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppgen.distributions import ContinuousBernoulli
+from ppgen.errors import first_line
 from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import device_of, modules_of
@@ -141,5 +142,5 @@ def check_last_batch(pair: Any, rows: Any, batch_size: int) -> None:
     except ValueError as error:
         raise ValueError(
             f"The last batch of an epoch has 1 row (of {len(rows)} rows in batches of batch_size={batch_size}), and "
-            f"batch normalisation needs more to train on: choose another batch_size. ({str(error).splitlines()[0]})"
+            f"batch normalisation needs more to train on: choose another batch_size. ({first_line(error)})"
         ) from error

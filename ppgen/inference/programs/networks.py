@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.errors import first_line
+
 __all__ = ["device_of", "dtype_of", "first_tensor", "modules_of", "usable_device"]
 
 
@@ -57,8 +59,8 @@ def usable_device(device: Any) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # each backend that is not here has its own
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, and one that is here, got {device!r} ({first})."
+            "device must be 'auto', 'cpu', 'cuda', 'cuda:1', …, and one that is here, got "
+            f"{device!r} ({first_line(error)})."
         ) from error
     return target

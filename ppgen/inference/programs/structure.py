@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppgen.errors import first_line
 from ppgen.inference.programs.modes import buffers_of, small_tensors, stirred, training, unabridged, unmoved
 from ppgen.inference.programs.parameters import Shown, showing, trained_parameters
 from ppgen.inference.programs.refusals import check_axes, check_innermost, num_data
@@ -58,7 +59,7 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
     left = [site for name, site in sites(model_trace).items() if name not in sites(guide_trace)]
     asked = {site["infer"].get("enumerate") for site in found if not site["is_observed"]}
     enumerated = "parallel" in asked
-    vectorized, single = _particles(model, guide, batch, (model_trace, guide_trace), nesting, enumerated, shown)
+    vectorized, single = _takes_particles(model, guide, batch, (model_trace, guide_trace), nesting, enumerated, shown)
     return Structure(
         nesting=nesting,
         random=not all(points),
@@ -86,7 +87,7 @@ def _other_length(found: Sequence[Any], batch: Sequence[Any]) -> int:
     return next(length for length in count(2) if length not in lengths)
 
 
-def _particles(
+def _takes_particles(
     model: Program,
     guide: Program,
     batch: Sequence[Any],
@@ -122,7 +123,7 @@ def _single(error: Exception) -> str:
         "Several draws at once are not for this pair. Under a plate of them it takes one axis for another, as "
         "softmax(z, 1) does: write what it does with latents from their last axis on, softmax(z, -1). Nor can they be "
         "further rows of the data, which a plate, a parameter or a latent of a fixed length does not take "
-        f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+        f"({type(error).__name__}: {first_line(error)})."
     )
 
 

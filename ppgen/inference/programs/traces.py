@@ -101,7 +101,7 @@ def run_guide(
     if num_particles is not None and hasattr(guide, "with_particles"):
         trace = guide.with_particles(batch, num_particles, nesting)
     else:
-        with _particles(num_particles, nesting):
+        with particles(num_particles, nesting):
             trace = poutine.trace(guide).get_trace(*batch)
     _leave_out(trace, observed)
     return trace
@@ -147,11 +147,12 @@ def run_model(
         return model.with_particles(batch, num_particles, nesting, proposal, enumerate_model)
     if enumerate_model:  # inside of what replays, whose values may depend on what is summed out
         model = EnumMessenger(first_available_dim=-2 - nesting)(model)
-    with _particles(num_particles, nesting):
+    with particles(num_particles, nesting):
         return poutine.trace(poutine.replay(model, trace=proposal)).get_trace(*batch)
 
 
-def _particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:
+def particles(num_particles: int | None, nesting: int) -> AbstractContextManager[Any]:
+    """The plate of the particles, left of the pair's own; nothing for a single one."""
     return nullcontext() if num_particles is None else pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
 
 
