@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
-__all__ = ["finite_number", "interval", "natural_number", "positive_integer", "positive_number", "several_levels"]
+__all__ = [
+    "finite_number",
+    "interval",
+    "natural_number",
+    "positive_integer",
+    "positive_integers",
+    "positive_number",
+    "several_levels",
+]
 
 
 def natural_number(name: str, value: object) -> int:
@@ -21,6 +30,13 @@ def positive_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
     return operator.index(value)
+
+
+def positive_integers(name: str, values: Any) -> tuple[int, ...]:
+    """The values, none or several, if each is a whole number of at least 1; otherwise a ValueError that names them."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a sequence of positive whole numbers, such as (300, 300), got {values!r}.")
+    return tuple(positive_integer(f"each of {name}", value) for value in values)
 
 
 def several_levels(name: str, value: object) -> int:

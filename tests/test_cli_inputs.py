@@ -20,7 +20,7 @@ COMMANDS = {
     "NaN in a file": ("train vae --data {tmp}/nan.npy --out {tmp}/r", ["nan.npy", "NaN", "(3, 1)"]),
     "epochs of nothing": ("train --epochs 3", ["--epochs", "--resume"]),
     "data in front of the model": ("train --data {tmp}/real.npy fa --out {tmp}/r", ["--data", "behind", "train fa"]),
-    "a comparison of no epochs": ("compare --epochs 0 --out {tmp}/r", ["--epochs", "0"]),
+    "a comparison of no epochs": ("compare --epochs 0 --out {tmp}/r", ["epochs must", "0"]),
     "an unknown option": ("train vae --latent 3 --out {tmp}/r", ["--latent"]),
     "an unknown prior": ("train vae --prior gauss --out {tmp}/r", ["gauss", "standard"]),
     "an unknown decoder": ("train vae --decoder bernouli --out {tmp}/r", ["bernouli", "'bernoulli'"]),
@@ -30,10 +30,10 @@ COMMANDS = {
     "a latent of none": ("train vae --latent-dim 0 --out {tmp}/r", ["latent_dim", "0"]),
     "a negative latent": ("train vae --latent-dim -2 --out {tmp}/r", ["latent_dim", "-2"]),
     "sizes that are none": ("train vae --hidden 3,x --out {tmp}/r", ["--hidden", "3,x"]),
-    "a learning rate of NaN": ("train vae --lr nan --out {tmp}/r", ["--lr", "nan"]),
-    "a negative learning rate": ("train vae --lr -1 --out {tmp}/r", ["--lr", "-1"]),
+    "a learning rate of NaN": ("train vae --lr nan --out {tmp}/r", ["lr must", "nan"]),
+    "a negative learning rate": ("train vae --lr -1 --out {tmp}/r", ["lr must", "-1"]),
     "a warm-up that outlasts training": (
-        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["--warmup 5", "--epochs 3", "or --patience 0"],
+        "train vae --warmup 5 --epochs 3 --patience 2 --out {tmp}/r", ["warmup=5", "epochs=3", "or patience=0"],
     ),
     "more pseudo-inputs than data": (
         "train vae --prior vamp --num-components 5000 --out {tmp}/r", ["num_components=5000", "1297"],
@@ -53,9 +53,9 @@ COMMANDS = {
     "data made binary for a model of real ones": (
         "train gmm --binarize fixed --out {tmp}/r", ["gmm is for real data", "leave out --binarize"],
     ),
-    "a prior of no epochs": ("train vqvae --epochs 1 --prior-epochs 0 --out {tmp}/r", ["--prior-epochs", "got 0"]),
+    "a prior of no epochs": ("train vqvae --epochs 1 --prior-epochs 0 --out {tmp}/r", ["prior_epochs", "got 0"]),
     "a prior of negative patience": (
-        "train vqvae --epochs 1 --prior-epochs 1 --prior-patience -1 --out {tmp}/r", ["--prior-patience", "got -1"],
+        "train vqvae --epochs 1 --prior-epochs 1 --prior-patience -1 --out {tmp}/r", ["prior_patience", "got -1"],
     ),
     "models of one class": (
         "train cvae --data {tmp}/alike.npz --out {tmp}/r", ["cvae is a model of data with classes", "all the same one"],

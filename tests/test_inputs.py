@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import nn as tnn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppgen import decoders, inference, models, nn, posteriors, priors
+from ppgen import decoders, distributions, inference, models, nn, plots, posteriors, priors
 from ppgen.compare import compare
 from ppgen.data import load
 from ppgen.inference import EM, Adversarial, History, elbo, fit, iwae, log_likelihood, sample, train, warmup
@@ -404,6 +405,34 @@ SETTINGS = {
     ),
     "restarts negative": refused(mixture, lambda p: EM(p, num_restarts=-1), "num_restarts", "-1"),
     "tolerance NaN": refused(mixture, lambda p: EM(p, tolerance=math.nan), "tolerance", "nan"),
+    "a tolerance in words": refused(mixture, lambda p: EM(p, tolerance="fine"), "tolerance", "'fine'"),
+    "warm-up of half a step": refused(real, lambda p: warmup(steps=1.5), "steps", "1.5"),
+    "an eps in words": refused(
+        real, lambda p: inference.normalize_gradients(torch.optim.Adam(p.parameters()), eps="small"), "eps", "'small'"
+    ),
+    "a commitment in words": refused(real, lambda p: nn.VectorQuantizer(4, 2, commitment="1"), "commitment", "'1'"),
+    "a range in words": refused(
+        real, lambda p: priors.VampPrior(p.posterior, num_components=3, low="a"), "(low, high)", "'a'"
+    ),
+    "traversals over a number": refused(
+        images, lambda p: plots.traversals(p, torch.zeros(3, 1, 8, 8), Path("no.png"), span=3), "span", "3"
+    ),
+    "layers of no width": refused(real, lambda p: nn.ConvNet((1, 8, 8), 4, hidden=(0,)), "hidden", "0"),
+    "one width, not a sequence": refused(real, lambda p: nn.ConvNet((1, 8, 8), 4, hidden=128), "hidden", "128"),
+    "a network of no channels": refused(real, lambda p: nn.ConvNet((1, 8, 8), 4, channels=(0,)), "channels", "0"),
+    "widths in words": refused(real, lambda p: nn.DeconvNet(2, (1, 8, 8), hidden=("a",)), "hidden", "'a'"),
+    "half a category": refused(real, lambda p: nn.PixelCNN((1, 4, 4), (1, 4, 4), categories=2.5), "categories", "2.5"),
+    "one level": refused(real, lambda p: nn.MLP(4, 4, levels=1), "levels must be at least 2", "1"),
+    "levels of a distribution": refused(
+        real, lambda p: distributions.DiscretizedLogistic(R, R, 1), "num_levels must be at least 2", "1"
+    ),
+    "a flow of a negative context": refused(real, lambda p: priors.Flow.maf(3, context_dim=-1), "context_dim", "-1"),
+    "a flow without its context": refused(real, lambda p: priors.Flow.maf(3, context_dim=2)(), "without y"),
+    "a flow given another context": refused(
+        real, lambda p: priors.Flow.realnvp(3, context_dim=2)(torch.zeros(5, 3)), "(2,)", "(5, 3)"
+    ),
+    "a flow of no width": refused(real, lambda p: priors.Flow.maf(3, hidden=(0,)), "hidden", "0"),
+    "a spline of no bins": refused(real, lambda p: priors.Flow.nsf(3, bins=0), "bins", "0"),
     "critic_steps=0": refused(gan, lambda p: Adversarial(p, critic_steps=0), "critic_steps", "0"),
 }
 

@@ -531,6 +531,6 @@ def test_a_run_that_is_stopped_leaves_the_pair_its_prior(monkeypatch):
 def test_a_prior_that_cannot_be_trained_is_refused_before_the_codes_are():
     pair = named()
     before = pair.prior
-    with pytest.raises(ValueError, match="--prior-epochs must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="prior_epochs must be a positive whole number, got 0"):
         training.vector_quantized(pair, (images(),), (images(),), epochs=1, prior_epochs=0)
     assert pair.prior is before

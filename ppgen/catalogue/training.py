@@ -16,6 +16,7 @@ from ppgen.inference.programs.networks import usable_device
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
 from ppgen.models import ExplicitDensity
+from ppgen.numbers import finite_number, natural_number, positive_integer, positive_number
 from ppgen.priors import CategoricalGrid
 
 Batch = tuple[Any, ...]
@@ -27,18 +28,14 @@ def check_schedule(lr: float, warm: float, patience: int, epochs: int) -> None:
     Raises:
         ValueError: epochs, a learning rate, a warm-up or a patience out of range, or a warm-up that outlasts training.
     """
-    if epochs < 1:
-        raise ValueError(f"--epochs must be a positive whole number, got {epochs}.")
-    if not 0 < lr < 10:
-        raise ValueError(f"--lr must be a positive learning rate below 10, got {lr}.")
-    if not 0 <= warm < float("inf"):
-        raise ValueError(f"--warmup must be a number of epochs that is not negative, got {warm}.")
-    if patience < 0:
-        raise ValueError(f"--patience must not be negative, got {patience}.")
-    if patience and warm >= epochs:
+    positive_integer("epochs", epochs)
+    if positive_number("lr", lr) >= 10:
+        raise ValueError(f"lr must be a learning rate below 10, got {lr}.")
+    finite_number("warmup", warm, least=0)
+    if natural_number("patience", patience) and warm >= epochs:
         raise ValueError(
-            f"--warmup {warm:g} is not over before --epochs {epochs}: early stopping could never keep anything. Give a "
-            "shorter --warmup (0 for none), more --epochs, or --patience 0."
+            f"warmup={warm:g} is not over before epochs={epochs}: early stopping could never keep anything. Give a "
+            "shorter warmup (0 for none), more epochs, or patience=0."
         )
 
 
@@ -138,7 +135,7 @@ def keep_labels(y: Tensor, num_labels: int, seed: int) -> Tensor:
     fewest = int(y.unique(return_counts=True)[1].min())
     if num_labels < 1 or num_labels % len(classes) or each > fewest:
         raise ValueError(
-            f"--labels must be a multiple of the {len(classes)} classes, as many of each, at most "
+            f"labels must be a multiple of the {len(classes)} classes, as many of each, at most "
             f"{fewest * len(classes)}, got {num_labels}."
         )
     generator = torch.Generator().manual_seed(seed)
@@ -213,9 +210,8 @@ def vector_quantized(
 
     The history is that of the codes; the prior's losses are monitors, and the seconds are those of both.
     """
-    for name, value, least in (("prior-epochs", prior_epochs, 1), ("prior-patience", prior_patience, 0)):
-        if value < least:  # said now, not when the codes are trained
-            raise ValueError(f"--{name} must be a whole number of at least {least}, got {value}.")
+    positive_integer("prior_epochs", prior_epochs)  # said now, not when the codes are trained
+    natural_number("prior_patience", prior_patience)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "lr": lr,

@@ -15,6 +15,7 @@ from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed
 from ppgen.cli.source import data_of
 from ppgen.files import json_text, write_json
 from ppgen.inference.programs.networks import usable_device
+from ppgen.numbers import positive_integer
 from ppgen.runs import CHECK, load_run
 
 
@@ -36,8 +37,7 @@ def check(
     """
     if run is None:
         return _ladder(seed, as_json)
-    if num_data < 1:
-        raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
+    positive_integer("--num-data", num_data)
     pair, recipe, config = load_run(run, allow or ())
     if not MODELS[recipe.model].scores:
         text = f"{recipe.model} has no likelihood, so there is none to check"

@@ -20,6 +20,7 @@ from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
 from ppgen.cli.source import load, num_classes, visible
 from ppgen.compare import Comparison, rank
 from ppgen.files import write_json
+from ppgen.numbers import positive_integer
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
 COMPARABLE = [name for name, model in MODELS.items() if not model.flat and not model.classifies]
@@ -95,10 +96,8 @@ def compare(
         raise ValueError(f"--jobs must be a positive whole number, and 1 with --models, got {jobs}.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("compare starts its own processes: give --jobs, and start it without torchrun.")
-    if num_samples < 1:
-        raise ValueError(f"--num-samples must be a positive whole number, got {num_samples}.")
-    if seeds < 1:
-        raise ValueError(f"--seeds must be a positive whole number, got {seeds}.")
+    positive_integer("--num-samples", num_samples)
+    positive_integer("--seeds", seeds)
     table = "comparison.json" if models is None else "models.json"
     if (out / table).exists():
         raise ValueError(f"--out {out} already holds {table}: choose another folder, or remove that one.")

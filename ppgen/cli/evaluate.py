@@ -14,6 +14,7 @@ from ppgen.files import json_text, write_json
 from ppgen.inference import log_likelihood
 from ppgen.inference.execution.distributed import processes
 from ppgen.inference.programs.networks import usable_device
+from ppgen.numbers import positive_integer
 from ppgen.runs import EVALUATION, load_run
 
 
@@ -33,8 +34,8 @@ def evaluate(
 
     Example: ppgen evaluate runs/vamp --num-samples 5000 --json
     """
-    if num_data is not None and num_data < 1:
-        raise ValueError(f"--num-data must be a positive whole number, got {num_data}.")
+    if num_data is not None:
+        positive_integer("--num-data", num_data)
     with processes() as group:  # this one, or those of torchrun
         pair, recipe, config = load_run(run, allow or ())
         loaded = data_of(run, recipe, config, data_dir, allow or (), data)

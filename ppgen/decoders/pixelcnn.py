@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 
 from ppgen import distributions
 from ppgen.nn import as_shape, feed
-from ppgen.nn.shapes import Shape, rescale
+from ppgen.nn.levels import rescale
+from ppgen.nn.shapes import Shape
 
 from .levels import LogisticMixture
 

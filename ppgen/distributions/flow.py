@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from ppgen.numbers import positive_integer
+from ppgen.numbers import natural_number, positive_integer, positive_integers
 
 from ._zuko import zuko
 from .drawn import Drawn
@@ -133,11 +133,14 @@ def compose(*transforms: Transform) -> Transform:
     return zuko.transforms.ComposedTransform(*transforms)
 
 
-def _check_sizes(context_dim: int, hidden: Sequence[int]) -> None:
-    if context_dim:
-        positive_integer("context_dim", context_dim)
-    for size in hidden:
-        positive_integer("hidden", size)
+def check_sizes(context_dim: int, hidden: Sequence[int]) -> None:
+    """Makes sure that a flow's networks can be built: zuko's own errors do not say what is wrong.
+
+    Raises:
+        ValueError: a negative number of contexts, or widths that are no sequence of positive whole numbers.
+    """
+    natural_number("context_dim", context_dim)
+    positive_integers("hidden", hidden)
 
 
 def autoregressive(features: int, context_dim: int, num_transforms: int, hidden: Sequence[int]) -> nn.Module:
@@ -148,7 +151,7 @@ def autoregressive(features: int, context_dim: int, num_transforms: int, hidden:
     (inverse autoregressive flow), a prior scores forwards (masked autoregressive flow).
     """
     order = torch.arange(positive_integer("features", features))
-    _check_sizes(context_dim, hidden)
+    check_sizes(context_dim, hidden)
     return zuko.lazy.LazyComposedTransform(
         *(
             zuko.flows.MaskedAutoregressiveTransform(
@@ -168,7 +171,7 @@ def spline(
     transform for couplings looks up indices at every call, which a GPU waits for.
     """
     bins = positive_integer("bins", bins)
-    _check_sizes(context_dim, hidden)
+    check_sizes(context_dim, hidden)
     index = torch.arange(positive_integer("features", features))
     return zuko.lazy.LazyComposedTransform(
         *(

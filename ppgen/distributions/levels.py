@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
+from ppgen.nn.levels import rescale
+from ppgen.numbers import several_levels
+
 
 class CategoricalLevels(dist.Categorical):
     r"""Categorical distribution whose categories are numbers, and so have a mean and a variance.
@@ -40,11 +43,6 @@ class CategoricalLevels(dist.Categorical):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
-
-
-def to_unit(levels: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
-    """Levels 0, ..., L - 1 on [-1, 1]."""
-    return levels.to(dtype) * (2 / (num_levels - 1)) - 1
 
 
 def log_mass(unit: Tensor, loc: Tensor, log_scale: Tensor, num_levels: int) -> Tensor:
@@ -114,7 +112,7 @@ class DiscretizedLogistic(TorchDistribution):
         self, loc: Tensor, log_scale: Tensor, num_levels: int = 256, validate_args: bool | None = None
     ) -> None:
         self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
-        self.num_levels = num_levels
+        self.num_levels = several_levels("num_levels", num_levels)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -135,7 +133,7 @@ class DiscretizedLogistic(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return log_mass(to_unit(value, self.num_levels, self.loc.dtype), self.loc, self.log_scale, self.num_levels)
+        return log_mass(rescale(value, self.num_levels, self.loc.dtype), self.loc, self.log_scale, self.num_levels)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
@@ -185,7 +183,7 @@ class LogisticMixture(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.logits, self.loc, self.log_scale, self.coefficients = logits, loc, log_scale, coefficients
-        self.num_levels = num_levels
+        self.num_levels = several_levels("num_levels", num_levels)
         self.num_channels = loc.shape[-3]
         super().__init__(logits.shape[:-3], loc.shape[-3:], validate_args=validate_args)
 
@@ -217,7 +215,7 @@ class LogisticMixture(TorchDistribution):
 
     def log_prob_of_pixels(self, value: Tensor) -> Tensor:
         r"""The log-probability of each pixel, all its channels together, of shape (\*, H, W)."""
-        unit = to_unit(value, self.num_levels, self.loc.dtype).unsqueeze(-4)  # (*, 1, C, H, W)
+        unit = rescale(value, self.num_levels, self.loc.dtype).unsqueeze(-4)  # (*, 1, C, H, W)
         channels = unit.unbind(-3)
         log_prob = self.logits.log_softmax(-3)
         for c, channel in enumerate(channels):
@@ -235,7 +233,7 @@ class LogisticMixture(TorchDistribution):
             )
             levels: list[Tensor] = []
             for c in range(self.num_channels):
-                earlier = [to_unit(level, self.num_levels, loc.dtype) for level in levels]
+                earlier = [rescale(level, self.num_levels, loc.dtype) for level in levels]
                 location = self._location(c, loc, coefficients, earlier)
                 levels.append(draw_logistic(location, log_scale[..., c, :, :], self.num_levels))
             return torch.stack(levels, -3)
@@ -246,7 +244,7 @@ class LogisticMixture(TorchDistribution):
         weights = self.logits.softmax(-3)
         means: list[Tensor] = []  # per component, (*, K, H, W)
         for c in range(self.num_channels):
-            earlier = [to_unit(mean, self.num_levels, self.loc.dtype) for mean in means]
+            earlier = [rescale(mean, self.num_levels, self.loc.dtype) for mean in means]
             location = self._location(c, self.loc, self.coefficients, earlier)
             means.append(mean_level(location, self.log_scale[..., c, :, :], self.num_levels))
         return torch.stack([(weights * mean).sum(-3) for mean in means], -3)

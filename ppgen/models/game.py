@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ppgen.distributions import Implicit
 from ppgen.models.parts import CONDITIONAL, NETWORK, check_modules
 from ppgen.nn import feed
-from ppgen.nn.shapes import rescale
+from ppgen.nn.levels import rescale
 from ppgen.numbers import several_levels
 from ppgen.pair import adapt, sample
 

@@ -8,7 +8,8 @@ from math import prod
 from torch import Tensor, nn
 
 from .gated import GatedLinear, GatedMLP
-from .shapes import Shape, as_shape, check_event, concat, hidden_widths, rescale
+from .levels import input_levels, rescale
+from .shapes import Shape, as_shape, check_event, concat, hidden_widths
 
 
 class GatedBranches(nn.Module):
@@ -49,7 +50,7 @@ class GatedBranches(nn.Module):
                 f"as in GatedBranches([(1, 28, 28), 40], 300, 300, 80), but got the sizes {sizes}."
             )
         self.in_shapes = [as_shape(shape, "in_shapes") for shape in in_shapes]
-        self.levels = levels
+        self.levels = input_levels(levels)
         width = hidden_widths("GatedBranches", in_shapes, sizes)[0]
         self.first = nn.ModuleList(GatedLinear(prod(shape), width) for shape in self.in_shapes)
         for module in self.first.modules():

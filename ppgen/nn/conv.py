@@ -8,10 +8,11 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ppgen.numbers import natural_number, positive_integer
+from ppgen.numbers import natural_number, positive_integer, positive_integers
 
 from .gated import GatedLinear
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, rescale
+from .levels import input_levels, rescale
+from .shapes import Shape, as_shape, batched, check_event, flatten_event
 
 Layer = Callable[..., nn.Module]
 
@@ -77,9 +78,9 @@ def halvings(size: tuple[int, ...], times: int) -> list[tuple[int, int]]:
 
 def channel_numbers(owner: str, channels: Sequence[int]) -> tuple[int, ...]:
     """The channels of some layers, at least one; a ValueError for none."""
-    if not channels:
+    if not (numbers := positive_integers("channels", channels)):
         raise ValueError(f"{owner}: channels must state at least one number of channels, got none.")
-    return tuple(positive_integer("channels", c) for c in channels)
+    return numbers
 
 
 class ConvNet(nn.Module):
@@ -126,7 +127,8 @@ class ConvNet(nn.Module):
         self.in_shape = image_shape("ConvNet", "in_shape", in_shape)
         self.out_shape = as_shape(out_shape, "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
-        self.levels = levels
+        self.levels = input_levels(levels)
+        channels, hidden = positive_integers("channels", channels), positive_integers("hidden", hidden)
         padding = _padding(kernel_size)
         self.convolutions = nn.Sequential(
             *(
@@ -195,7 +197,7 @@ class DeconvNet(nn.Module):
         self.out_shape = image_shape("DeconvNet", "out_shape", out_shape)
         self.context_dim = natural_number("context_dim", context_dim)
         padding = _padding(kernel_size)
-        channels = channel_numbers("DeconvNet", channels)
+        channels, hidden = channel_numbers("DeconvNet", channels), positive_integers("hidden", hidden)
         sizes = halvings(self.out_shape[1:], len(channels))[::-1]
         self.smallest = (channels[0], *sizes[0])
         widths = (prod(self.in_shape) + context_dim, *hidden, prod(self.smallest))

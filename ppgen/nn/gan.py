@@ -13,7 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ppgen.numbers import natural_number
 
 from .conv import channel_numbers, halvings, image_shape
-from .shapes import Shape, as_shape, batched, check_event, flatten_event, rescale
+from .levels import rescale
+from .shapes import Shape, as_shape, batched, check_event, flatten_event
 
 Norm = Callable[[int], nn.Module]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ppgen.numbers import natural_number
 
-from .shapes import Shape, as_shape, flatten_event, hidden_widths, rescale
+from .levels import input_levels, rescale
+from .shapes import Shape, as_shape, flatten_event, hidden_widths
 
 
 class MLP(nn.Module):
@@ -71,7 +72,7 @@ class MLP(nn.Module):
         self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = as_shape(sizes[-1], "out_shape")
         self.context_dim = natural_number("context_dim", context_dim)
-        self.levels = levels
+        self.levels = input_levels(levels)
         widths = [prod(self.in_shape) + context_dim, *hidden_widths(type(self).__name__, in_shape, sizes)]
         self.hidden = nn.Sequential(*(layer(a, b) for a, b in pairwise(widths)))
         self.output = nn.Linear(widths[-1], prod(self.out_shape))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ppgen.numbers import positive_integer
+from ppgen.numbers import finite_number, positive_integer
 
 BLOCK = 65_536  # vectors whose distances to all codes are in memory at once
 
@@ -80,13 +80,11 @@ class VectorQuantizer(nn.Module):
         self.codebook_size = positive_integer("codebook_size", codebook_size)
         self.code_dim = positive_integer("code_dim", code_dim)
         for name, value in (("decay", decay), ("revival", revival)):
-            if not 0 <= value < 1:
+            if finite_number(name, value, least=0) >= 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        if not 0 <= commitment < float("inf"):
-            raise ValueError(f"commitment must be a finite number that is not negative, got {commitment!r}.")
         self.ema = ema
         self.decay = decay
-        self.commitment = commitment
+        self.commitment = finite_number("commitment", commitment, least=0)
         self.revival = revival
         codebook = torch.empty(codebook_size, code_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if ema:

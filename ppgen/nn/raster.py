@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from ppgen.numbers import positive_integer
 
+from .levels import input_levels, rescale
 from .masked import Cursor, Pointwise
 from .replay import Replay
-from .shapes import Shape, as_shape, check_event, rescale
+from .shapes import Shape, as_shape, check_event
 
 Result = TypeVar("Result")
 
@@ -59,8 +60,14 @@ class PixelInput(nn.Module):
                 f"levels={levels} (ordered, read as numbers) and categories={categories} (without an order, embedded) "
                 "exclude each other: give one of them."
             )
-        self.levels = levels
-        self.embedding = None if categories is None else nn.Embedding(categories, embedding_dim)
+        self.levels = input_levels(levels)
+        self.embedding = (
+            None
+            if categories is None
+            else nn.Embedding(
+                positive_integer("categories", categories), positive_integer("embedding_dim", embedding_dim)
+            )
+        )
         self.width_of_channel = 1 if categories is None else embedding_dim
         self.width = num_channels * self.width_of_channel + 1
         self.register_buffer("one", torch.ones(()), persistent=False)  # says the type of numbers

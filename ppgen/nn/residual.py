@@ -11,7 +11,8 @@ from torch.nn import functional
 from ppgen.numbers import positive_integer
 
 from .conv import image_shape
-from .shapes import Shape, as_shape, batched, check_event, rescale
+from .levels import input_levels, rescale
+from .shapes import Shape, as_shape, batched, check_event
 
 
 class _Block(nn.Module):
@@ -99,7 +100,7 @@ class ResidualConvNet(nn.Module):
         self.in_shape = image_shape("ResidualConvNet", "in_shape", in_shape)
         self.out_shape = image_shape("ResidualConvNet", "out_shape", out_shape)
         self.context_shapes = [as_shape(shape, "context_shapes") for shape in context_shapes]
-        self.levels = levels
+        self.levels = input_levels(levels)
         positive_integer("channels", channels)
         if any(len(shape) not in (1, 3) for shape in self.context_shapes):
             raise ValueError(

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ppgen.numbers import positive_integer, several_levels
+from ppgen.numbers import positive_integer
 
 Shape = int | Sequence[int]
 
@@ -170,12 +170,3 @@ def flatten_event(x: Tensor, context: Sequence[Tensor], in_shape: tuple[int, ...
             "give the network another in_shape or context_dim, or reshape the data."
         )
     return vector
-
-
-def rescale(x: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
-    """Data as a network likes them: levels 0, ..., levels - 1 mapped to [-1, 1], in the type of their weights."""
-    if levels is not None:
-        several_levels("levels", levels)
-    if x.dtype != dtype:
-        x = x.to(dtype)
-    return x if levels is None else x * (2 / (levels - 1)) - 1

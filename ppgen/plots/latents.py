@@ -15,7 +15,7 @@ from ppgen.inference.execution.batches import checked_rows
 from ppgen.inference.programs.modes import evaluating
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import device_batch, log_prob, sites
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 from ppgen.plots.pictures import draw_pictures, is_picture
 
 __all__ = ["interpolations", "traversals"]
@@ -129,8 +129,7 @@ def traversals(
             that does not rise, or None for it with fewer than 10 data.
     """
     positive_integer("steps", steps), positive_integer("num_coordinates", num_coordinates)
-    if span is not None and not span[0] < span[1]:
-        raise ValueError(f"span must go from a lower to a higher value, got {span}.")
+    span = None if span is None else interval("span", span)
     given, latents, continuous, below = _encoded(pair, batch, "Traversals")
     if span is None and len(given[0]) < 10:
         raise ValueError(f"Quantiles need at least 10 data, got {len(given[0])}: give more, or a span.")

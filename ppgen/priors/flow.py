@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from ppgen.distributions import NormalizingFlow, diagonal_normal
 from ppgen.distributions._zuko import zuko
-from ppgen.distributions.flow import autoregressive
+from ppgen.distributions.flow import autoregressive, check_sizes
 from ppgen.nn import concat
 from ppgen.nn.shapes import check_event
 from ppgen.numbers import positive_integer
@@ -37,6 +37,11 @@ class Flow(nn.Module):
     Shape:
         batch: (), or the leading axes of y; event: (latent_dim,).
 
+    Raises:
+        TypeError: something else than a flow.
+        ValueError: a size that is not a positive whole number, or a conditional flow called without y or with one of
+            another width.
+
     Example:
         >>> import zuko
         >>> Flow(zuko.flows.MAF(3, transforms=2))().sample((5,)).shape
@@ -52,6 +57,7 @@ class Flow(nn.Module):
         self.flow = flow
         self.conditional = conditional
         self.latent_dim = latent_dim
+        self.context_dim: int | None = None  # of y, where that is known
 
     @classmethod
     def realnvp(
@@ -79,7 +85,8 @@ class Flow(nn.Module):
         bins: int = 8,
     ) -> Flow:
         """Neural spline flow, autoregressive or coupling (Durkan et al., 2019), arXiv 1906.04032."""
-        passes = min(2, latent_dim) if coupling else None
+        passes = min(2, positive_integer("latent_dim", latent_dim)) if coupling else None
+        positive_integer("bins", bins)
         return cls._of(zuko.flows.NSF, latent_dim, context_dim, num_transforms, hidden, bins=bins, passes=passes)
 
     @classmethod
@@ -92,6 +99,7 @@ class Flow(nn.Module):
         hidden: Sequence[int],
         **options: int | None,
     ) -> Flow:
+        check_sizes(context_dim, hidden)
         flow = kind(
             positive_integer("latent_dim", latent_dim),
             context=context_dim,
@@ -99,14 +107,24 @@ class Flow(nn.Module):
             hidden_features=tuple(hidden),
             **options,
         )
-        return cls(flow, conditional=context_dim > 0, latent_dim=latent_dim)
+        prior = cls(flow, conditional=context_dim > 0, latent_dim=latent_dim)
+        prior.context_dim = context_dim
+        return prior
 
     def forward(self, *context: Tensor) -> Distribution:
-        flow = self.flow(concat(*context)) if self.conditional else self.flow()
+        flow = self.flow(self._joined(context)) if self.conditional else self.flow()
         if not isinstance(flow, zuko.distributions.NormalizingFlow):
             return flow
         # zuko's transforms go from the latent to the noise; what is drawn is then scored without another pass.
         return NormalizingFlow(flow.base, flow.transform.inv)
+
+    def _joined(self, context: Sequence[Tensor]) -> Tensor:
+        if not context:
+            raise ValueError("A conditional flow p(z | y) was called without y: give prior(y), a batch (x, y).")
+        y = concat(*context)
+        if self.context_dim is not None:
+            check_event(y, (self.context_dim,), "the context of priors.Flow")
+        return y
 
 
 class Autoregressive(nn.Module):

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from ppgen.distributions import Mixture, as_diagonal_normal
 from ppgen.nn import as_shape, concat
 from ppgen.nn.shapes import Shape
-from ppgen.numbers import positive_integer
+from ppgen.numbers import interval, positive_integer
 
 
 class VampPrior(nn.Module):
@@ -72,8 +72,7 @@ class VampPrior(nn.Module):
                 f"A VampPrior scores values drawn elsewhere under each of its components, and posteriors.{name} does "
                 "that slowly or not at all. Give it an encoder of its own: VampPrior(DiagNormal(...), ...)."
             )
-        if not low < high:
-            raise ValueError(f"low = {low} must be less than high = {high}: they are the range of the data.")
+        low, high = interval("the range of the data, (low, high),", (low, high))
         if (pseudo_inputs is None) == (num_components is None):
             raise ValueError(
                 "A VampPrior starts either from pseudo_inputs of shape (K, *event), such as x_train[:500], or from "

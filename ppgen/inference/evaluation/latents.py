@@ -19,7 +19,7 @@ from ppgen.inference.programs.refusals import check_pair
 from ppgen.inference.programs.structure import measure, programs
 from ppgen.inference.programs.traces import coordinates, device_batch, log_prob, num_rows, per_datum, run, sites
 from ppgen.inference.programs.weights import log_joint
-from ppgen.numbers import positive_integer
+from ppgen.numbers import natural_number, positive_integer
 from ppgen.pair import Pair, unadapted
 
 __all__ = ["LatentReport", "latent_report"]
@@ -93,7 +93,7 @@ def latent_report(
         >>> latent_report(vae, torch.rand(50, 64).round()).kl_per_dimension["z"].shape
         torch.Size([3])
     """
-    if num_aggregate != 0 and positive_integer("num_aggregate", num_aggregate) < 2:
+    if natural_number("num_aggregate", num_aggregate) == 1:
         raise ValueError("num_aggregate must be 0, or at least 2: one datum's posterior is no aggregate; got 1.")
     if positive_integer("num_samples", num_samples) < 2:
         raise ValueError(f"num_samples must be at least 2, to tell noise from signal, got {num_samples}.")

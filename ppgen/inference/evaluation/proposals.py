@@ -38,7 +38,7 @@ from ppgen.inference.programs.traces import (
     support,
 )
 from ppgen.inference.programs.weights import combine, weigh
-from ppgen.numbers import positive_integer, positive_number
+from ppgen.numbers import natural_number, positive_integer, positive_number
 from ppgen.pair import Pair
 
 __all__ = ["RepairedEstimate", "repaired_log_likelihood"]
@@ -254,8 +254,7 @@ def repaired_log_likelihood(
     """
     for name, number in (("num_pilot", num_pilot), ("num_particles", num_particles), ("num_samples", num_samples)):
         positive_integer(name, number)
-    if num_steps:
-        positive_integer("num_steps", num_steps)
+    natural_number("num_steps", num_steps)
     factors = _positive_numbers("scales", scales)
     pair, batch = masked(pair, batch, mask)
     rows = read_once(batch, seed)

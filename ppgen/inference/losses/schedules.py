@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import inspect
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.numbers import finite_number
+from ppgen.numbers import finite_number, positive_integer, positive_number
 
 __all__ = ["Schedule", "unannealed", "warmup"]
 
@@ -117,9 +116,10 @@ def warmup(epochs: float | None = None, *, steps: int | None = None, start: floa
         raise ValueError(
             f"warmup takes a length in epochs or in steps, one of them: got epochs={epochs}, steps={steps}."
         )
-    length = epochs if epochs is not None else steps
-    if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length < math.inf:
-        raise ValueError(f"warmup: the length must be a positive finite number of epochs or steps, got {length!r}.")
+    if epochs is not None:
+        positive_number("warmup: epochs", epochs)
+    else:
+        positive_integer("warmup: steps", steps)
     start, end = finite_number("warmup: start", start), finite_number("warmup: end", end)
     return Schedule(start, end, epochs=epochs, steps=steps)
 

@@ -13,7 +13,7 @@ from ppgen.inference.programs.networks import device_of
 from ppgen.inference.programs.traces import device_batch
 from ppgen.inference.programs.turns import in_turn
 from ppgen.inference.training.progress import mean_loss
-from ppgen.numbers import positive_integer
+from ppgen.numbers import finite_number, natural_number
 
 __all__ = ["EM"]
 
@@ -77,13 +77,9 @@ class EM:
         for name in ("initialize", "expectation", "maximization"):
             if not callable(getattr(model, name, None)):
                 raise TypeError(f"EM needs a model with .{name}, and {type(model).__name__} has none: train it by fit.")
-        if num_restarts != 0:
-            positive_integer("num_restarts", num_restarts)
-        if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-            raise ValueError(f"tolerance must be a number of nats that is not negative, got {tolerance!r}.")
         self.pair: Any = model
-        self.num_restarts = num_restarts
-        self.tolerance = tolerance
+        self.num_restarts = natural_number("num_restarts", num_restarts)
+        self.tolerance = None if tolerance is None else finite_number("tolerance", tolerance, least=0)
         self.seed = seed
         self.converged = False
         self.rate = _Rate(sum(p.numel() for p in model.parameters()))

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ppgen.numbers import positive_number
+
 __all__ = ["normalize_gradients"]
 
 
@@ -39,8 +41,7 @@ def normalize_gradients(optimizer: torch.optim.Optimizer, eps: float = 1e-7) -> 
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"normalize_gradients takes a torch optimiser, such as Adam(...), got {optimizer!r}.")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, or a gradient of zero would be divided by zero, got {eps!r}.")
+    positive_number("eps", eps)  # or a gradient of zero would be divided by zero
 
     def normalize(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         for group in optimizer.param_groups:
