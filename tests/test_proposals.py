@@ -221,7 +221,7 @@ def test_an_autoguide_a_mask_and_a_context():
         ({"scales": ()}, r"scales must be positive finite numbers, .* got \(\)"),
         ({"scales": (1.0, -2.0)}, r"scales must be positive finite numbers, .* got \(1.0, -2.0\)"),
         ({"num_pilot": 0}, "num_pilot must be a positive whole number, got 0"),
-        ({"num_steps": -1}, "num_steps must be a positive whole number, got -1"),
+        ({"num_steps": -1}, "num_steps must be a whole number that is not negative, got -1"),
     ],
 )
 def test_bad_numbers_are_named(options, fact):

@@ -106,7 +106,7 @@ def fit(
     step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile, precision=precision)
     for module in (*modules_of(pair), *modules_of(step)):
         module.to(target)
-    history = train(
+    return train(
         step,
         data,
         epochs=epochs,
@@ -119,7 +119,6 @@ def fit(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
-    return history
 
 
 def _num_batches(data: Any, batch_size: int) -> int:

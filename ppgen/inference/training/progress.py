@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,6 +63,14 @@ class Place:
     best_state: list[dict[str, Tensor]] | None = None  # of the pair, where the validation loss was best
     waited: int = 0
     ended: bool = False
+
+    def keep_best(self, loss: float, state: Callable[[], list[dict[str, Tensor]]]) -> None:
+        """Notes what this epoch has led to, if no epoch before it had a better validation loss."""
+        if loss < self.best:
+            self.best, self.waited, self.history.best_epoch = loss, 0, self.epoch
+            self.best_state = state()
+        else:
+            self.waited += 1
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.losses, self.seconds = self.epoch + 1, 0, [], 0.0
@@ -145,29 +153,18 @@ def losses(history: History) -> str:
     return f"loss {history.loss[-1]:.2f}" + (f", validation {history.validation[-1]:.2f}" if history.validation else "")
 
 
-class bar:
-    """A progress line on a terminal; nothing elsewhere."""
-
-    def __init__(self, epochs: int, show: bool) -> None:
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("epoch {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (show and console.is_terminal),
-        )
-        self.epochs = epochs
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task("train", total=self.epochs, losses="")
-
-        def report(history: History) -> None:
-            self.bar.update(task, completed=len(history.loss), losses=losses(history))
-
-        return report
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.stop()
+@contextmanager
+def bar(epochs: int, show: bool) -> Iterator[Callable[[History], None]]:
+    """A progress line on a terminal, nothing elsewhere; gives what moves it on after an epoch."""
+    console = Console(stderr=True)
+    line = Progress(
+        TextColumn("epoch {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (show and console.is_terminal),
+    )
+    with line:
+        task = line.add_task("train", total=epochs, losses="")
+        yield lambda history: line.update(task, completed=len(history.loss), losses=losses(history))

@@ -73,7 +73,8 @@ class Saved:
         Raises:
             ValueError: it is of another one; the message names what differs.
         """
-        self.step, self.batches, self.watched, self.order = step, batches, watched, order
+        self.step, self.pair = step, getattr(step, "pair", step)
+        self.batches, self.watched, self.order = batches, watched, order
         data = {"data": _digest(batches, facts["seed"]), "validation": _digest(watched, facts["seed"])}
         self.facts = {"step": type(step).__name__, "processes": current().count, **facts, **data}
         if self._state is None:
@@ -100,15 +101,15 @@ class Saved:
         """
         if self._state is None:
             return Place()
-        place, pair = self._place, getattr(self.step, "pair", self.step)
+        place = self._place
         if hasattr(self.step, "prepare"):  # what comes into being at a first batch
-            first = device_batch(pair, next(iter(self.batches)))
+            first = device_batch(self.pair, next(iter(self.batches)))
             self.step.prepare(*first)
             self.step.rehearse(*first)
         before = copy.deepcopy(self.step.state_dict()), trained_state(self.step)
         with _refused(self.files.newest):
             place.check(len(self.batches), self.watched is not None)
-            _check_fits(before[1][: len(modules_of(pair))], self._state["pair"])
+            _check_fits(before[1][: len(modules_of(self.pair))], self._state["pair"])
             if place.best_state is not None:
                 _check_fits(before[1], place.best_state)
             try:
@@ -127,7 +128,7 @@ class Saved:
         if isinstance(self.watched, Loaded) and state.get("watched") is not None:
             self.watched.load_generators(state["watched"])
         self.order.set_state(place.order)
-        _set_generators(state["generators"][current().rank], device_of(getattr(self.step, "pair", self.step)))
+        _set_generators(state["generators"][current().rank], device_of(self.pair))
 
     def within_epoch(self, place: Place) -> None:
         """A save after a step, if it is time for one and the data can go on there; a signal then has its way."""
@@ -146,15 +147,14 @@ class Saved:
             self._save(place)
 
     def _save(self, place: Place) -> None:
-        pair = getattr(self.step, "pair", self.step)
         state = {
             "run": self.facts,
             "place": place.state(),
-            "pair": [module.state_dict() for module in modules_of(pair)],
+            "pair": [module.state_dict() for module in modules_of(self.pair)],
             "step": self.step.state_dict(),
             "loader": self.batches.state(),
             "watched": self.watched.generators() if isinstance(self.watched, Loaded) else None,
-            "generators": gathered(_generators(device_of(pair))),  # each process has its own noise
+            "generators": gathered(_generators(device_of(self.pair))),  # each process has its own noise
         }
         if current().leads:
             self.files.write(place.steps, state)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,8 @@ def train(
     """
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
     seed = None if seed is None else checked_seed(seed)
-    if patience is not None:
-        patience = positive_integer("patience", patience)
-        if validation is None:
-            raise ValueError(f"patience={patience} needs validation data to look at: give validation=….")
-    if not callable(getattr(step, "step", None)):
-        raise TypeError(f"train needs something with .step(*batch) -> loss, got {type(step).__name__}.")
-    if validation is not None and not callable(getattr(step, "evaluate", None)):
-        raise TypeError(f"{type(step).__name__} has no .evaluate(*batch), so validation data cannot be used with it.")
-    if checkpoint is not None and not (hasattr(step, "state_dict") and hasattr(step, "load_state_dict")):
-        raise TypeError(f"{type(step).__name__} has no .state_dict and .load_state_dict, so it cannot be checkpointed.")
+    patience = None if patience is None else positive_integer("patience", patience)
+    _check_step(step, validation, patience, checkpoint)
     saved = None if checkpoint is None else Saved(checkpoint, checkpoint_every)
     order = torch.Generator()
     batches = in_batches(data, batch_size, order, "data")
@@ -112,15 +105,6 @@ def train(
     for schedule in annealed:
         schedule.bind(len(batches))
 
-    def validate(numbered: tuple[int, tuple[Any, ...]]) -> tuple[float, int]:
-        index, batch = numbered
-        return float(step.evaluate(*batch, seed=index)), num_rows(batch)
-
-    def look(place: Place) -> None:
-        if hasattr(step, "look"):
-            with located(place, len(batches), skip_nonfinite):
-                step.look()
-
     with (
         seeded(seed, device),
         training(pair, True),
@@ -138,31 +122,10 @@ def train(
         while place.epoch < epochs and not place.ended:
             began = time.perf_counter() - place.seconds
             place.order = order.get_state()
-            for batch in batches.rest(place.batch):
-                with located(place, len(batches), skip_nonfinite):
-                    place.losses.append((step.step(*batch), num_rows(batch)))
-                place.batch, place.steps = place.batch + 1, place.steps + 1
-                give_way()
-                if getattr(step, "is_ahead", False):  # updates on a GPU run ahead of the host
-                    look(place)
-                if saved is not None and place.batch < len(batches):
-                    place.seconds = time.perf_counter() - began
-                    if saved.files.due:  # what is saved is known to be good
-                        look(place)
-                    saved.within_epoch(place)
-            look(place)
-            means = [(float(loss), rows) for loss, rows in place.losses]
-            bad = [i for i, (loss, _) in enumerate(means) if not math.isfinite(loss)]
-            where = f"Epoch {place.epoch + 1}, batches {', '.join(str(i + 1) for i in bad[:5])} of {len(batches)}"
-            if bad and (not skip_nonfinite or len(bad) == len(means)):
-                raise FloatingPointError(f"{where}: the loss is not finite, first {means[bad[0]][0]}.")
-            if not hasattr(step, "look"):  # which has counted them
-                history.skipped += len(bad)
-            means = [mean for mean in means if math.isfinite(mean[0])]
-            history.loss.append(mean_loss(list(chain(*gathered(means)))))
+            _train_epoch(step, batches, place, began, skip_nonfinite, saved)
+            history.loss.append(_epoch_loss(step, place, len(batches), skip_nonfinite))
             if watched is not None:
-                history.validation.append(mean_loss(spread(validate, enumerate(watched))))
-                _check_validation(history.validation[-1], place.epoch)
+                history.validation.append(_validation_loss(step, watched, place.epoch))
             history.compiled = getattr(step, "compiled", False)
             for name, value in getattr(step, "monitors", {}).items():
                 history.monitors.setdefault(name, []).append(float(value))
@@ -170,11 +133,7 @@ def train(
             report(history)
             log.info("Epoch %d of %d: %s.", place.epoch + 1, epochs, losses(history))
             if patience is not None and all(s.done for s in annealed):
-                if history.validation[-1] < place.best:
-                    place.best, place.waited, history.best_epoch = history.validation[-1], 0, place.epoch
-                    place.best_state = trained_state(step)
-                else:
-                    place.waited += 1
+                place.keep_best(history.validation[-1], partial(trained_state, step))
             place.ended = (patience is not None and place.waited >= patience) or bool(getattr(step, "converged", False))
             place.next_epoch()
             if saved is not None:
@@ -185,12 +144,69 @@ def train(
     return history
 
 
-def _check_validation(loss: float, epoch: int) -> None:
+def _check_step(step: Any, validation: Any, patience: int | None, checkpoint: Any) -> None:
+    """Makes sure that a step has what is asked of it."""
+    kind = type(step).__name__
+    if patience is not None and validation is None:
+        raise ValueError(f"patience={patience} needs validation data to look at: give validation=….")
+    if not callable(getattr(step, "step", None)):
+        raise TypeError(f"train needs something with .step(*batch) -> loss, got {kind}.")
+    if validation is not None and not callable(getattr(step, "evaluate", None)):
+        raise TypeError(f"{kind} has no .evaluate(*batch), so validation data cannot be used with it.")
+    if checkpoint is not None and not (hasattr(step, "state_dict") and hasattr(step, "load_state_dict")):
+        raise TypeError(f"{kind} has no .state_dict and .load_state_dict, so it cannot be checkpointed.")
+
+
+def _train_epoch(
+    step: Any, batches: Loaded | Shuffled, place: Place, began: float, skip_nonfinite: bool, saved: Saved | None
+) -> None:
+    """The batches of an epoch from its place on, whose losses are noted there."""
+
+    def look() -> None:
+        if hasattr(step, "look"):
+            with located(place, len(batches), skip_nonfinite):
+                step.look()
+
+    for batch in batches.rest(place.batch):
+        with located(place, len(batches), skip_nonfinite):
+            place.losses.append((step.step(*batch), num_rows(batch)))
+        place.batch, place.steps = place.batch + 1, place.steps + 1
+        give_way()
+        if getattr(step, "is_ahead", False):  # updates on a GPU run ahead of the host
+            look()
+        if saved is not None and place.batch < len(batches):
+            place.seconds = time.perf_counter() - began
+            if saved.files.due:  # what is saved is known to be good
+                look()
+            saved.within_epoch(place)
+    look()
+
+
+def _epoch_loss(step: Any, place: Place, num_batches: int, skip_nonfinite: bool) -> float:
+    """The mean loss of an epoch, of all processes together, over the batches that were not skipped."""
+    means = [(float(loss), rows) for loss, rows in place.losses]
+    bad = [i for i, (loss, _) in enumerate(means) if not math.isfinite(loss)]
+    if bad and (not skip_nonfinite or len(bad) == len(means)):
+        where = f"Epoch {place.epoch + 1}, batches {', '.join(str(i + 1) for i in bad[:5])} of {num_batches}"
+        raise FloatingPointError(f"{where}: the loss is not finite, first {means[bad[0]][0]}.")
+    if not hasattr(step, "look"):  # which has counted them
+        place.history.skipped += len(bad)
+    means = [mean for mean in means if math.isfinite(mean[0])]
+    return mean_loss(list(chain(*gathered(means))))
+
+
+def _validation_loss(step: Any, watched: Loaded | Shuffled, epoch: int) -> float:
+    def evaluate(numbered: tuple[int, tuple[Any, ...]]) -> tuple[float, int]:
+        index, batch = numbered
+        return float(step.evaluate(*batch, seed=index)), num_rows(batch)
+
+    loss = mean_loss(spread(evaluate, enumerate(watched)))
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"The validation loss after epoch {epoch + 1} is {loss}, though every training loss was finite. Likely "
             "causes: validation data of another range, or a scale that collapsed to zero."
         )
+    return loss
 
 
 def _is_pair(pair: Any) -> bool:
