@@ -1,5 +1,8 @@
 """Every test starts from the same seed, and must leave the process as it found it."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyro
@@ -28,6 +31,26 @@ def scripts(monkeypatch):
     import reproduced
 
     return protocol, reproduce, reproduced
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A run of a VampPrior with a two-dimensional latent, as the command line writes it."""
+    folder = tmp_path_factory.mktemp("runs") / "vamp"
+    options = [
+        "--data", "digits", "--latent-dim", "2", "--num-components", "5", "--hidden", "8", "--prior", "vamp",
+        "--epochs", "2",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "ppgen", "train", "vae", *options, "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(trained_run, tmp_path_factory):
+    """That run in a folder of the file of tests that asks for it, since commands write there."""
+    return shutil.copytree(trained_run, tmp_path_factory.mktemp("runs") / "vamp")
 
 
 def flags():

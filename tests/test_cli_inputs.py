@@ -1,9 +1,12 @@
-"""What people type by mistake at the command line: a row a case, and what its one line of error names."""
+"""What people type by mistake at the command line, and runs that are damaged: what the one line of error names."""
 
+import hashlib
+import json
 import sys
 
 import numpy as np
 import pytest
+from command import call
 
 from ppgen import cli
 
@@ -101,3 +104,70 @@ def test_a_command_that_cannot_be_followed_says_why_in_one_line(name, tmp_path, 
     assert [fact for fact in ["Error:", *facts] if fact not in err] == [], err
     assert err.count("\n") == 1 and "Traceback" not in err
     assert [p for p in sorted(tmp_path.rglob("*")) if tmp_path / "r" not in (p, *p.parents)] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (["train", "vae", "--out", "OUT", "--prior", "vmap"], ["prior", "'vmap'", "'vamp'"]),
+        (["train", "vae", "--out", "OUT", "--data", "mnits"], ["'mnits'", "mnist"]),
+        (["train", "vae", "--out", "OUT", "--epochs", "0"], ["epochs", "0"]),
+        (["train", "vae", "--out", "OUT", "--lr", "nan"], ["lr must", "nan"]),
+        (["train", "vae", "--out", "OUT", "--latent-dim", "-1"], ["latent_dim", "-1"]),
+        (["train", "vae", "--out", "OUT", "--hidden", "a,b"], ["--hidden", "'a,b'"]),
+        (["train", "vae", "--out", "OUT", "--prior", "vamp", "--num-components", "5000"], ["5000", "1297"]),
+        (["train", "vae", "--out", "OUT", "--binarize", "none"], ["digits", "--binarize dynamic"]),
+        (["train", "vae", "--out", "OUT", "--no-such"], ["--no-such"]),
+        (["train", "vae", "--out", "OUT", "--epochs", "1.5"], ["--epochs", "integer"]),
+        (["train", "vae"], ["--out"]),
+        (["compare", "--out", "OUT", "--models", "vae,gna"], ["models", "'gna'", "'gan'"]),
+        (["compare", "--out", "OUT", "--models", "vae,my:Foo"], ["models", "'my:Foo'", "one of vae"]),
+        (["train", "gan2", "--out", "OUT"], ["gan2"]),
+        (["train", "gmm", "--out", "OUT", "--covariance", "ful"], ["covariance", "'ful'", "full"]),
+        (["train", "ss-vae", "--out", "OUT", "--labels", "7"], ["labels must", "10 classes", "7"]),
+        (["evaluate", "OUT"], ["is not a run", "config.json"]),
+        (["sample", "OUT"], ["is not a run"]),
+        (["compare", "--out", "OUT", "--num-samples", "0"], ["--num-samples", "0"]),
+        (["compare", "--out", "OUT", "--models", "vae,gan", "--num-samples", "0"], ["--num-samples", "0"]),
+        (["compare", "--out", "OUT", "--models", "vae,gan", "--seeds", "0"], ["--seeds", "0"]),
+        (["compare", "--out", "OUT", "--prior", ","], ["--prior names nothing"]),
+        (["compare", "--out", "OUT", "--warmup", "200"], ["warmup=200", "epochs=100"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, facts, capsys, tmp_path):
+    given = [str(tmp_path / "out") if a == "OUT" else a for a in arguments]
+    status, out, err = call(capsys, *given)
+    assert status == 2
+    assert out == "" and err.count("\n") == 1 and err.startswith("Error: ")
+    for fact in facts:
+        assert fact in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("samples", ["0", "-1"])
+def test_a_bad_number_of_samples_names_it(run, samples, capsys):
+    status, _, err = call(capsys, "evaluate", run, "--num-samples", samples)
+    assert status == 2 and f"num_samples must be a positive whole number, got {samples}" in err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "schema", "json", "unknown"])
+def test_a_damaged_run_is_refused_by_name(run, damage, capsys, tmp_path):
+    for name in ("config.json", "model.safetensors", "history.json", "manifest.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    config = json.loads((run / "config.json").read_text())
+    if damage == "truncated":
+        (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-100])
+    elif damage == "schema":
+        (tmp_path / "config.json").write_text(json.dumps({**config, "schema": 99}))
+    elif damage == "json":
+        (tmp_path / "config.json").write_text("{")
+    else:
+        config["recipe"]["settings"]["prior"] = "os.system"
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["files"]["config.json"] = hashlib.sha256((tmp_path / "config.json").read_bytes()).hexdigest()
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    status, _, err = call(capsys, "evaluate", tmp_path, "--num-samples", 30)
+    assert status == 2 and err.count("\n") == 1
+    culprit = {"truncated": "model.safetensors", "schema": "99", "json": "config.json", "unknown": "'os.system'"}
+    assert culprit[damage] in err

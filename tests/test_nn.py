@@ -185,3 +185,20 @@ def test_gated_layers_are_linear_times_gate_and_keep_the_scale_of_the_signal():
     torch.manual_seed(0)
     out = nn.GatedMLP(784, 300, 300, 80)(torch.bernoulli(torch.full((200, 784), 0.13)))
     assert 0.05 < out.std() < 2
+
+
+def test_gated_branches():
+    net = nn.GatedBranches([(1, 2, 3), 4], 5, 6, (2, 2), levels=16)
+    x, z = torch.randint(16, (7, 1, 2, 3), dtype=torch.uint8), torch.randn(3, 7, 4)
+    (a, b), joint = net.first, net.joint
+    read = a(x.flatten(1) * (2 / 15) - 1), b(z)
+    by_hand = joint(torch.cat([read[0].expand(3, 7, 5), read[1]], -1))
+    assert net(x, z).shape == (3, 7, 2, 2)
+    assert torch.allclose(net(x, z), by_hand)
+    assert net.in_shape == (1, 2, 3) and net.out_shape == (2, 2)
+    with pytest.raises(ValueError, match=r"takes 2 inputs.*but was given 1"):
+        net(x)
+    with pytest.raises(ValueError, match=r"input 1 of GatedBranches.*\(4,\).*\(7, 3\)"):
+        net(x, torch.zeros(7, 3))
+    with pytest.raises(ValueError, match="width of the first layers"):
+        nn.GatedBranches([4, 4], 5)

@@ -1,12 +1,15 @@
-"""What is particular to the VampPrior, flow priors and categorical latents."""
+"""What is particular to the VampPrior, flow priors, categorical latents and grids of codes."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from parts import PRIORS, WIDTH, amortised, behind, vamp_given_y
 
-from ppgen import nn, posteriors, priors
+from ppgen import models, nn, posteriors, priors
 from ppgen.data import DynamicBinarization
+from ppgen.inference import fit
 from ppgen.pair import adapt
 
 
@@ -153,3 +156,23 @@ def test_pseudo_inputs_given_a_layer_below_can_be_trained():
     assert torch.allclose(found, expected, atol=1e-5)
     (slope,) = torch.autograd.grad(found.sum(), y)
     assert (slope.abs().sum(-1) > 0).all()
+
+
+def test_the_grid_prior_is_uniform_until_it_learns():
+    prior = priors.CategoricalGrid(5, (2, 3))
+    assert not list(prior.parameters())
+    z = prior().sample((7,))
+    assert z.shape == (7, 2, 3) and z.max() < 5
+    assert torch.allclose(prior().log_prob(z), torch.tensor(-6 * math.log(5)))
+    learned = priors.CategoricalGrid(5, (2, 3), learn=True)
+    z = torch.randint(3, (50, 2, 3))
+    fit(
+        models.ExplicitDensity(learned),
+        z,
+        epochs=300,
+        batch_size=50,
+        seed=0,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
+    )
+    frequencies = torch.nn.functional.one_hot(z, 5).float().mean(0)
+    assert torch.allclose(learned.logits.softmax(-1), frequencies, atol=0.02)

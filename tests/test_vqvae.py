@@ -1,4 +1,4 @@
-"""VQ-VAEs of one level and of several: the bound by hand, what it trains, priors fitted to codes."""
+"""VQ-VAEs: the bound by hand, what it trains, priors fitted to codes."""
 
 import copy
 import itertools
@@ -8,12 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from vqvaes import GRID, IMAGE, K, _adam, catch, images, levels, pixelcnn, small
 
-from ppgen import catalogue, data, decoders, models, nn, priors
-from ppgen.catalogue import training
+from ppgen import data, decoders, models, nn, priors
 from ppgen.inference import (
     SVI,
-    History,
     decode,
     elbo,
     encode,
@@ -25,33 +24,6 @@ from ppgen.inference import (
     reconstruct,
     sample,
 )
-
-IMAGE, GRID = (1, 5, 6), (3, 3, 3)
-K = 6
-
-
-def small(prior=None, **options):
-    return models.VQVAE(
-        nn.ResidualConvNet(IMAGE, GRID, channels=8, num_blocks=1),
-        nn.VectorQuantizer(K, GRID[0], **options),
-        decoders.Bernoulli(nn.ResidualConvNet(GRID, IMAGE, channels=8, num_blocks=1)),
-        prior,
-    )
-
-
-def levels(num_levels=2, y=()):
-    """Grids of 3 × 3, 2 × 2 and 1 × 1, each encoder and the decoder seeing all codes above."""
-    grids = [(3, 3, 3), (4, 2, 2), (2, 1, 1)][:num_levels]
-    small_net = {"channels": 8, "num_blocks": 1}
-    return models.HierarchicalVQVAE(
-        [nn.ResidualConvNet(IMAGE, g, context_shapes=[*grids[i + 1 :], *y], **small_net) for i, g in enumerate(grids)],
-        [nn.VectorQuantizer(K + i, g[0]) for i, g in enumerate(grids)],
-        decoders.Bernoulli(nn.ResidualConvNet(grids[0], IMAGE, context_shapes=[*grids[1:], *y], **small_net)),
-    )
-
-
-def images(n=20):
-    return torch.bernoulli(torch.full((n, *IMAGE), 0.4))
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -72,9 +44,6 @@ def test_codes_outside_the_codebook_are_refused():
     pair = small(priors.CategoricalGrid(50, GRID[1:]))
     with pytest.raises(ValueError, match=r"has 6 codes, 0 to 5, but was given codes from .* as many categories"):
         sample(pair, 20)
-
-
-# The pair
 
 
 def bound(pair, x, codes):
@@ -140,14 +109,6 @@ def _codes_of(pair, h):
     return codes
 
 
-def catch(caught, **tensors):
-    """Keeps what goes through a network while gradients are on, and has their gradients kept."""
-    for tensor in tensors.values():
-        if tensor.requires_grad:
-            tensor.retain_grad()
-            caught.update(tensors)
-
-
 def test_the_encoder_gets_the_decoders_gradient():
     pair, x = small(commitment=0.0, revival=0.0), images(6)
     caught = {}
@@ -182,10 +143,6 @@ def test_training_finds_codes_that_tell_the_data_apart():
         assert log_likelihood(pair, x, num_samples=1).mean > before + 10
         assert (reconstruct(pair, prototypes) - prototypes).abs().mean() < 0.05
         assert 1 < pair.monitors["perplexity"] <= K
-
-
-def _adam(parameters):
-    return torch.optim.Adam(parameters, lr=5e-3)
 
 
 def test_the_default_optimiser_reads_gradients_in_any_memory_order():
@@ -347,190 +304,3 @@ def test_parts_that_do_not_fit_are_refused(parts, error, words):
     }
     with pytest.raises(error, match=words):
         models.VQVAE(**{**good, **parts})
-
-
-# Several levels
-
-
-@pytest.mark.parametrize("num_levels", [1, 2, 3])
-def test_levels_have_their_grids_and_their_bound(num_levels):
-    pair, x = levels(num_levels), images()
-    before = copy.deepcopy(pair.state_dict())
-    history = fit(pair, x, epochs=2, seed=0)
-    assert torch.isfinite(torch.tensor(history.loss)).all()
-    still = [n for n, v in pair.state_dict().items() if torch.equal(v, before[n])]
-    assert not still, f"did not move: {still}"
-    codes = encode(pair, x)
-    codes = {"z": codes} if num_levels == 1 else codes
-    names = [f"z{i + 1}" for i in range(num_levels)] if num_levels > 1 else ["z"]
-    assert [tuple(codes[n].shape[1:]) for n in names] == [(3, 3), (2, 2), (1, 1)][:num_levels]
-    with torch.no_grad():
-        e = [q.embed(codes[n]) for q, n in zip(pair.quantizers, names, strict=True)]
-        expected = pair.decoder(*e).log_prob(x)
-        for n, q in zip(names, pair.quantizers, strict=True):
-            expected = expected - codes[n][0].numel() * math.log(q.codebook_size)
-    estimate = log_likelihood(pair, x, num_samples=3)
-    assert torch.allclose(estimate.values.float(), expected, atol=1e-4) and estimate.is_lower_bound
-    assert reconstruct(pair, x).shape == sample(pair, 20).shape == x.shape
-    assert len(pair.monitors) == num_levels
-
-
-def test_one_level_is_the_vqvae_number_for_number():
-    one, single, x = levels(1), small(), images()
-    single.load_state_dict(
-        {
-            n.replace("encoders.0", "encoder").replace("quantizers.0", "quantizer"): v
-            for n, v in one.state_dict().items()
-        }
-    )
-    assert torch.equal(log_likelihood(one, x).values, log_likelihood(single, x).values)
-    for pair in (one, single):
-        torch.manual_seed(0)
-        pair.loss = elbo()(pair.model, pair.guide, x).item()
-    assert one.loss == single.loss
-
-
-def test_the_lower_encoder_trains_the_upper_through_its_code():
-    pair, x = levels(2), images(6)
-    pair.quantizers[1].commitment = 0.0
-    caught = {}
-    pair.encoders[1].register_forward_hook(lambda m, i, out: catch(caught, h=out))
-    pair.encoders[0].register_forward_pre_hook(lambda m, args: catch(caught, e=args[1]))
-    pair.decoder.register_forward_pre_hook(lambda m, args: catch(caught, d=args[1]))
-    elbo()(pair.model, pair.guide, x).backward()
-    assert caught["e"].grad.abs().sum() > 0
-    assert torch.allclose(caught["h"].grad, caught["e"].grad + caught["d"].grad, atol=1e-6)
-
-
-def test_a_lower_prior_sees_the_codes_above():
-    class Above(torch.nn.Module):
-        """p(z1 | e2)."""
-
-        def __init__(self):
-            super().__init__()
-            self.net = nn.MLP((4, 2, 2), 16, (3, 3, K))
-
-        def forward(self, e):
-            return dist.Categorical(logits=self.net(e)).to_event(2)
-
-    pair, x = levels(2), images(100)
-    fit(pair, x, epochs=3, seed=0)
-    z = encode(pair, x)
-    uniform = log_likelihood(pair, x, num_samples=1).mean
-    bottom, above = Above(), pair.quantizers[1].embed(z["z2"]).detach()
-    fit(models.ExplicitDensity(bottom), (z["z1"], above), epochs=30, seed=0, optimizer=_adam)
-    pair.priors[0] = bottom
-    assert log_likelihood(pair, x, num_samples=1).mean > uniform
-    assert sample(pair, 3).shape == (3, *IMAGE)
-
-
-def pixelcnn(shape, num_codes, context_shapes=(), channels=8, num_layers=2):
-    """An autoregressive prior of grids of codes."""
-    net = nn.GatedPixelCNN(
-        (1, *shape),
-        (num_codes, *shape),
-        channels=channels,
-        num_layers=num_layers,
-        first_kernel_size=3,
-        categories=num_codes,
-        context_shapes=context_shapes,
-    )
-    return decoders.Autoregressive(decoders.Categorical(net, num_codes), event_shape=shape)
-
-
-def test_a_pixelcnn_at_each_level_is_fitted_and_sampled_from_the_top_down():
-    prototypes = torch.bernoulli(torch.full((3, *IMAGE), 0.5))
-    pair, x = levels(2), prototypes[torch.arange(150) % 3]
-    fit(pair, x, epochs=40, batch_size=50, seed=0, optimizer=_adam)
-    z = encode(pair, x)
-    uniform = log_likelihood(pair, x, num_samples=1)
-    top, bottom = pixelcnn((2, 2), K + 1), pixelcnn((3, 3), K, [(4, 2, 2)])
-    fit(models.ExplicitDensity(top), z["z2"], epochs=40, batch_size=50, seed=0, optimizer=_adam)
-    above = pair.quantizers[1].embed(z["z2"])
-    fit(models.ExplicitDensity(bottom), (z["z1"], above), epochs=40, batch_size=50, seed=0, optimizer=_adam)
-    pair.priors[0], pair.priors[1] = bottom, top
-    fitted = log_likelihood(pair, x, num_samples=1)
-    gain = (top().log_prob(z["z2"]) + bottom(above).log_prob(z["z1"]) + 4 * math.log(K + 1) + 9 * math.log(K)).detach()
-    assert torch.allclose((fitted.values - uniform.values).float(), gain, atol=1e-3)
-    assert fitted.mean > -20 > uniform.mean
-    drawn = sample(pair, 60, mean=True, seed=0)
-    distance = (drawn.unsqueeze(1) - prototypes).abs().mean((2, 3, 4)).amin(1)
-    assert (distance < 0.1).float().mean() > 0.8, "samples are like the data"
-    assert torch.equal(decode(pair, z), reconstruct(pair, x)), "decoding draws nothing"
-
-
-def test_levels_that_do_not_match_are_refused():
-    encoder, quantizer, decoder = nn.MLP(4, GRID), nn.VectorQuantizer(K, 3), decoders.Normal(nn.MLP(GRID, 4))
-    with pytest.raises(ValueError, match="2 encoders, 1 quantizers and 2 priors"):
-        models.HierarchicalVQVAE([encoder, encoder], [quantizer], decoder)
-    with pytest.raises(TypeError, match="encoders must be a list of modules"):
-        models.HierarchicalVQVAE(encoder, [quantizer], decoder)
-    with pytest.raises(ValueError, match="0 encoders"):
-        models.HierarchicalVQVAE([], [], decoder)
-    with pytest.raises(ValueError, match=r"HierarchicalVQVAE: an encoder gives \(2, 3, 3\)"):
-        models.HierarchicalVQVAE([nn.MLP(4, (2, 3, 3))], [quantizer], decoder)
-
-
-# The uniform prior
-
-
-def test_the_grid_prior_is_uniform_until_it_learns():
-    prior = priors.CategoricalGrid(5, (2, 3))
-    assert not list(prior.parameters())
-    z = prior().sample((7,))
-    assert z.shape == (7, 2, 3) and z.max() < 5
-    assert torch.allclose(prior().log_prob(z), torch.tensor(-6 * math.log(5)))
-    learned = priors.CategoricalGrid(5, (2, 3), learn=True)
-    z = torch.randint(3, (50, 2, 3))
-    fit(
-        models.ExplicitDensity(learned),
-        z,
-        epochs=300,
-        batch_size=50,
-        seed=0,
-        optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
-    )
-    frequencies = torch.nn.functional.one_hot(z, 5).float().mean(0)
-    assert torch.allclose(learned.logits.softmax(-1), frequencies, atol=0.02)
-
-
-# By its name
-
-
-def named():
-    return catalogue.Recipe("vqvae", IMAGE, settings={"codebook_size": K, "filters": 4, "num_layers": 1}).build()
-
-
-def test_codes_and_their_prior_are_both_trained_as_the_options_say(monkeypatch):
-    asked = []
-
-    def recorded(pair, data, validation, **options):
-        asked.append(options)
-        return History(loss=[1.0], seconds=[2.0 + len(asked)])
-
-    monkeypatch.setattr(training, "variational", recorded)
-    options = {"epochs": 3, "prior_epochs": 4, "patience": 5, "prior_patience": 0, "compile": False}
-    history = training.vector_quantized(named(), (images(),), (images(),), **options)
-    chosen = [(each["epochs"], each["patience"], each["compile"]) for each in asked]
-    assert chosen == [(3, 5, False), (4, 0, False)]
-    assert sum(history.seconds) == 3.0 + 4.0
-
-
-def test_a_run_that_is_stopped_leaves_the_pair_its_prior(monkeypatch):
-    def stopped(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "variational", stopped)
-    pair = named()
-    before = pair.prior
-    with pytest.raises(KeyboardInterrupt):
-        training.vector_quantized(pair, (images(),), (images(),))
-    assert pair.prior is before
-
-
-def test_a_prior_that_cannot_be_trained_is_refused_before_the_codes_are():
-    pair = named()
-    before = pair.prior
-    with pytest.raises(ValueError, match="prior_epochs must be a positive whole number, got 0"):
-        training.vector_quantized(pair, (images(),), (images(),), epochs=1, prior_epochs=0)
-    assert pair.prior is before
