@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ppgen import plots
-from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, Recipe, lookup, settings_of
+from ppgen.catalogue import MODELS, POSTERIORS, PRIORS, lookup, settings_of
 from ppgen.catalogue.training import check_schedule
-from ppgen.cli.grid import NOT_YET, Cell, Work, worked
+from ppgen.cli.combinations import combinations
 from ppgen.cli.lineup import check_taken, lineup
-from ppgen.cli.options import HELP, Binarize, DataDir, DataName, chosen, option
-from ppgen.cli.source import load, num_classes, visible
-from ppgen.compare import Comparison, rank
-from ppgen.files import write_json
+from ppgen.cli.options import HELP, Binarize, DataDir, DataName, option
 from ppgen.numbers import positive_integer
 
 SWAPPING = [name for name, model in MODELS.items() if {"prior", "posterior"} <= set(settings_of(model.build))]
@@ -109,60 +102,9 @@ def compare(
         lineup(names, out, data, data_dir, binarize, given, num_samples, seeds, seed)
         return
     grid = [(p, q) for p in _names("prior", prior, PRIORS) for q in _names("posterior", posterior, POSTERIORS)]
-    source = (data, data_dir, binarize, model, decoder)
-    loaded = load(*source)
     given = {"decoder": decoder, "latent_dim": latent_dim, "num_components": num_components, "hidden": hidden}
-    defaults = {name: p.default for name, p in settings_of(MODELS[model].build).items()}
-    shared = chosen(defaults, given, data)
-    shape, classes = tuple(loaded.event_shape), num_classes(loaded)
-    recipes = {
-        f"{p} + {q}": Recipe(model, shape, loaded.num_levels, classes, {**shared, "prior": p, "posterior": q})
-        for p, q in grid
-    }
-    first = next(iter(recipes.values()))
-    out.mkdir(parents=True, exist_ok=True)
-    names = list(recipes)
-    parts = {name: {"prior": p, "posterior": q} for name, (p, q) in zip(names, grid, strict=True)}
-    about = {"data": data, "binarization": loaded.binarization, "split": loaded.split, "num_data": len(loaded.test)}
-    settings = {"model": model, **training, "num_samples": num_samples, "seed": seed, **shared}
-    settings = {name: value for name, value in settings.items() if name not in ("prior", "posterior")}
-    found: dict[str, Cell | str] = dict.fromkeys(names, NOT_YET)
-    work = Work(source, {**training, "device": device}, num_samples, seed)
-    for count, (index, cell) in enumerate(worked(work, list(recipes.values()), loaded, jobs), 1):
-        name = names[index]
-        found[name] = cell
-        if isinstance(cell, str):
-            said = f"refused: {cell}"
-        else:
-            note = f" (note: {recipes[name].note})" if recipes[name].note else ""
-            said = f"{cell.epochs} epochs in {cell.seconds:.0f} s{note}"
-        _say(f"[{count}/{len(names)}] {name}: {said}")
-        refused = [{"name": n, **parts[n], "refused": cell} for n in names if isinstance(cell := found[n], str)]
-        cells = {n: cell for n in names if not isinstance(cell := found[n], str)}
-        if not cells:
-            continue
-        result = rank(
-            {name: cell.estimate for name, cell in cells.items()},
-            before={name: {**parts[name], "seconds": round(cell.seconds, 1)} for name, cell in cells.items()},
-            after={name: cell.figures for name, cell in cells.items()},
-        )
-        verdict = result.verdict()
-        # Each time, so that whatever ends a long comparison leaves what was measured.
-        write_json(out / "comparison.json", {**about, **settings, "verdict": verdict, "rows": [*result.rows, *refused]})
-        result.write_csv(out / "comparison.csv", refused)
-    if not cells:
-        raise ValueError(f"Every combination was refused; the first: {refused[0]['refused']}")
-    plots.comparison(result.rows, out / "comparison.png")
-    files = ["comparison.csv", "comparison.json", "comparison.png"]
-    if plots.is_picture(loaded.event_shape):
-        groups = {name: visible(means, first) for name, cell in cells.items() if (means := cell.means) is not None}
-        plots.sheet(groups, out / "samples.png", columns=len({q for _, q in grid}))
-        files.append("samples.png")
-    _print_table(result, f"{data} ({loaded.binarization} binarisation), N = {len(loaded.test)}, S = {num_samples}")
-    for row in refused:
-        print(f"Refused: {row['name']}: {row['refused']}")
-    print(verdict)
-    print(f"Files in {out}: {', '.join(files)}")
+    source = (data, data_dir, binarize, model, decoder)
+    combinations(grid, out, source, given, training, num_samples, seed, device, jobs)
 
 
 def _check_used(models: str | None, seeds: int | None, **parts: Any) -> None:
@@ -177,33 +119,6 @@ def _check_used(models: str | None, seeds: int | None, **parts: Any) -> None:
             )
 
 
-def _print_table(result: Comparison, title: str) -> None:
-    console = Console()
-    table = Table(title=f"log p(x) in nats per datum: {title}", title_justify="left")
-    for heading in ("prior", "posterior"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("log p(x)", "± MC", "to the best", "± paired", "ELBO", "KL", "active", "reliable", "params", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result.rows:
-        table.add_row(
-            row["prior"],
-            row["posterior"],
-            ("≥ " if row["is_lower_bound"] else "") + f"{row['log_likelihood']:.2f}",
-            f"{row['mc_standard_error']:.3f}",
-            f"{row['difference']:.2f}",
-            f"{row['difference_standard_error']:.2f}",
-            f"{row['elbo']:.2f}",
-            f"{row['kl']:.2f}",
-            str(row["active_units"]),
-            f"{row['reliable_fraction']:.0%}",
-            f"{row['parameters']:,}",
-            f"{row['seconds']:.0f}",
-        )
-    if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console = Console(width=200)
-    console.print(table)
-
-
 def _names(option: str, text: str, known: Any) -> list[str]:
     if text.strip() == "all":
         return list(known)
@@ -212,7 +127,3 @@ def _names(option: str, text: str, known: Any) -> list[str]:
     if not names:
         raise ValueError(f"--{option} names nothing: give some of {', '.join(known)}, separated by commas.")
     return list(dict.fromkeys(names))
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
