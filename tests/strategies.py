@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, Adversarial, Estimate, History
-from ppgen.inference.training.adversarial import nonsaturating
+from ppgen.inference.losses.adversarial import nonsaturating
 from ppgen.judge import Classifier
 
 # Small things to call with.
@@ -312,7 +312,6 @@ BY_FUNCTION = {
     ("decoders.bits_per_dim", "log_prob"): tensors(kinds=["normal", "huge", "missing"]),
     ("distributions.Implicit", "value"): tensors(),
     ("distributions.Marginal", "mask"): tensors(kinds=["booleans"]),
-    ("inference.adversarial.annealed_noise", "start"): NUMBERS,
 }
 BY_ANNOTATION = {
     "int": COUNTS,

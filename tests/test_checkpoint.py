@@ -18,8 +18,8 @@ from ppgen import decoders, models, nn, priors
 from ppgen.data.binarize import DynamicBinarization
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, train, warmup
 from ppgen.inference.execution.distributed import MissingProcess
+from ppgen.inference.losses.adversarial import wasserstein_gp
 from ppgen.inference.training import checkpoint
-from ppgen.inference.training.adversarial import wasserstein_gp
 
 X = torch.bernoulli(torch.full((50, 16), 0.4), generator=torch.Generator().manual_seed(0))
 REAL = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))

@@ -59,7 +59,7 @@ def public():
     """The public functions and classes by their full names, each once."""
     found, seen = {}, set()
     names = ["ppgen", *(m.name for m in pkgutil.iter_modules(ppgen.__path__, "ppgen.") if m.name != "ppgen.__main__")]
-    names += ["ppgen.inference.training.adversarial"]
+    names += ["ppgen.inference.losses.adversarial"]
     for module in map(importlib.import_module, names):
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)

@@ -12,7 +12,7 @@ from torch import nn as tnn
 
 from ppgen import decoders, models, nn, posteriors, priors
 from ppgen.inference import EM, SVI, Adversarial, elbo, fit, iwae, train
-from ppgen.inference.training.adversarial import wasserstein_gp
+from ppgen.inference.losses.adversarial import wasserstein_gp
 
 NOISE = torch.Generator().manual_seed(0)
 X = torch.randn(80, 4, generator=NOISE)

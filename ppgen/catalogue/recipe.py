@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from ppgen.catalogue import models, neural, training
 from ppgen.catalogue.parts import DECODERS, Observed, lookup, shares_posterior
-from ppgen.inference.training.adversarial import AdversarialLoss, wasserstein, wasserstein_gp
+from ppgen.inference.losses.adversarial import AdversarialLoss, wasserstein, wasserstein_gp
 from ppgen.numbers import positive_integer
 
 __all__ = ["MODELS", "Model", "Recipe", "pseudo_inputs", "settings_of"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from ppgen.inference import EM, Adversarial, History, elbo, encode, fit, iwae, train, warmup
 from ppgen.inference import normalize_gradients as normalized
 from ppgen.inference import semi_supervised as with_labels
+from ppgen.inference.losses.adversarial import AdversarialLoss, nonsaturating
 from ppgen.inference.programs.networks import usable_device
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.training.adversarial import AdversarialLoss, nonsaturating
 from ppgen.models import ExplicitDensity
 from ppgen.numbers import finite_number, natural_number, positive_integer, positive_number
 from ppgen.priors import CategoricalGrid

@@ -8,6 +8,7 @@ from ppgen.inference.evaluation.latents import LatentReport, latent_report
 from ppgen.inference.evaluation.likelihood import Estimate, log_likelihood
 from ppgen.inference.evaluation.proposals import RepairedEstimate, repaired_log_likelihood
 from ppgen.inference.execution.distributed import processes
+from ppgen.inference.losses import adversarial
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.iwae import iwae, renyi
 from ppgen.inference.losses.pathwise import dreg, sticking_the_landing, stratified
@@ -17,8 +18,7 @@ from ppgen.inference.predictions.classify import classify
 from ppgen.inference.predictions.missing import denoise, impute
 from ppgen.inference.predictions.predict import decode, encode, reconstruct, sample
 from ppgen.inference.programs.weights import log_weights
-from ppgen.inference.training import adversarial
-from ppgen.inference.training.adversarial_step import Adversarial
+from ppgen.inference.training.adversarial import Adversarial
 from ppgen.inference.training.em import EM
 from ppgen.inference.training.fit import fit
 from ppgen.inference.training.normalized import normalize_gradients

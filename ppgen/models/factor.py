@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppgen.distributions import FullNormal, LowRankNormal, marginal
+from ppgen.models.rows import check_rows
 from ppgen.numbers import positive_integer, positive_number
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
@@ -98,6 +99,7 @@ class FactorAnalysis(nn.Module):
         ``x``: (N, D), ``mask``: (N, D), boolean, True where x was observed; ``z``: (N, latent_dim).
 
     Raises:
+        TypeError: a mask that is not boolean.
         ValueError: a size that is not a positive whole number, more factors than coordinates, a ``min_variance`` that
             is not positive, or data of another width.
 
@@ -149,7 +151,7 @@ class FactorAnalysis(nn.Module):
 
     def posterior(self, x: Tensor, mask: Tensor | None = None) -> Distribution:
         """p(z | x), exactly, given what was observed of each row."""
-        self._check(x, mask)
+        check_rows(type(self).__name__, self.dim, x, mask)
         mean, precision = _posterior(x.double() - self.origin, mask, *self._theta())
         scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
         dtype = self.loc.dtype
@@ -190,9 +192,10 @@ class FactorAnalysis(nn.Module):
         Nothing about it is random: every restart begins here.
 
         Raises:
-            ValueError: data of another width, or that are not finite.
+            TypeError: a mask that is not boolean.
+            ValueError: data or a mask of another shape, or data that are not finite.
         """
-        self._check(x, mask)
+        check_rows(type(self).__name__, self.dim, x, mask)
         x = x.double()
         seen = torch.ones_like(x) if mask is None else mask.double()
         loc = observed(x, mask).sum(0) / seen.sum(0).clamp(min=1)
@@ -282,23 +285,10 @@ class FactorAnalysis(nn.Module):
 
     def _blocks(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The rows, some thousands at a time, so that memory stays bounded however many data there are."""
-        self._check(x, mask)
+        check_rows(type(self).__name__, self.dim, x, mask)
         for start in range(0, len(x), ROWS):
             rows = slice(start, start + ROWS)
             yield x[rows].double() - self.origin, None if mask is None else mask[rows]
-
-    def _check(self, x: Tensor, mask: Tensor | None) -> None:
-        owner = f"{type(self).__name__}(dim={self.dim})"
-        if x.dim() != 2 or x.shape[-1] != self.dim or not len(x):
-            raise ValueError(
-                f"{owner} takes x of shape (N, {self.dim}), got {tuple(x.shape)}: a row a datum, images flattened by "
-                "x.flatten(1)."
-            )
-        if mask is not None and (mask.shape != x.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"{owner} takes a boolean mask of the shape of x, {tuple(x.shape)}, True where x was observed, got "
-                f"{mask.dtype} of shape {tuple(mask.shape)}."
-            )
 
 
 class ProbabilisticPCA(FactorAnalysis):
@@ -323,7 +313,7 @@ class ProbabilisticPCA(FactorAnalysis):
         ``x``: (N, D), ``mask``: (N, D), boolean, True where x was observed; ``z``: (N, latent_dim).
 
     Raises:
-        ValueError: as for :class:`FactorAnalysis`.
+        TypeError, ValueError: as for :class:`FactorAnalysis`.
 
     Example:
         >>> import torch

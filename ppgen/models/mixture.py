@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions import marginal
 from ppgen.models.components import COVARIANCES, TINY, Dense, Factorized
+from ppgen.models.rows import check_rows
 from ppgen.numbers import positive_integer, positive_number
 from ppgen.pair import data_plate, expose_parameters, observed, sample
 
@@ -89,7 +90,7 @@ class GaussianMixture(nn.Module):
         """p(k) p(x | k). With nothing given: one draw for each plate that is open."""
         expose_parameters(self)
         if x is not None:
-            self._check_rows(x)
+            check_rows(type(self).__name__, self.dim, x)
         with data_plate(x):
             k = sample("k", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
             return sample("x", marginal(self.decoder(k), mask), obs=x)
@@ -264,17 +265,9 @@ class GaussianMixture(nn.Module):
         """Akaike's information criterion on the data that the mixture was fitted to; lower is better."""
         return -2 * len(x) * self.score(x, mask) + 2 * self.num_parameters
 
-    def _check_rows(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[-1] != self.dim or not len(x):
-            raise ValueError(f"x has shape {tuple(x.shape)}, and this mixture takes (N, {self.dim}) with N at least 1.")
-
     def _checked(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Rows in float64, zero where nothing was observed."""
-        self._check_rows(x)
-        if mask is not None and mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a boolean tensor, True where x was observed, got {mask.dtype}.")
-        if mask is not None and mask.shape != x.shape:
-            raise ValueError(f"mask has shape {tuple(mask.shape)} and x {tuple(x.shape)}: they must be the same.")
+        check_rows(type(self).__name__, self.dim, x, mask)
         return observed(x.double(), mask)
 
     def _blocks(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -1,1 +1,1 @@
-"""Training objectives: ``loss(model, guide, *batch) -> scalar``."""
+"""Training objectives: ``loss(model, guide, *batch) -> scalar``; and those of an adversarial game, of scores."""

@@ -1,233 +1,198 @@
-r"""The losses of the game between a generator and a discriminator, by Wasserstein GANs called a critic.
-
-A loss says what each side minimises, as functions of scores, and brings the settings of its paper:
-:func:`nonsaturating`, :func:`minimax`, :func:`hinge`, :func:`wasserstein`, :func:`wasserstein_gp`. Any of them goes
-with any model that has the two turns of the game, ``critic_loss(loss, *batch)`` and ``generator_loss(loss, *batch)``.
-"""
+"""Adversarial training: two networks in turns, each with an optimiser of its own."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.utils import get_total_norm
 
-from ppgen.inference.training.optimizers import OptimizerFactory
-from ppgen.numbers import positive_number
+from ppgen.inference.losses.adversarial import AdversarialLoss, nonsaturating
+from ppgen.inference.programs.modes import buffers_of
+from ppgen.inference.programs.networks import device_of
+from ppgen.inference.programs.traces import device_batch
+from ppgen.inference.programs.turns import in_turn
+from ppgen.inference.training.optimizers import OptimizerFactory, check_holds, check_step, laid_out, load_optimizer
+from ppgen.numbers import positive_integer
 
-__all__ = [
-    "AdversarialLoss",
-    "hinge",
-    "minimax",
-    "nonsaturating",
-    "slopes",
-    "wasserstein",
-    "wasserstein_gp",
-]
+__all__ = ["Adversarial"]
 
-Critic = Callable[..., Tensor]
-Inputs = tuple[Tensor, ...]
+MEMORY = 50  # steps over which the monitors are averaged
 
 
-def _adam(lr: float, beta1: float, beta2: float) -> OptimizerFactory:
-    return functools.partial(torch.optim.Adam, lr=lr, betas=(beta1, beta2), fused=True)
+class Adversarial:
+    """A step of adversarial training: ``train(Adversarial(gan, loss), data, epochs=...)``.
 
+    Every call of :meth:`step` is one update of the discriminator, on a batch of its own; every ``critic_steps``-th call
+    ends with an update of everything else (the generator, a learned prior, a posterior). While one side moves the other
+    stands still. An update whose loss or gradient is not finite is not made: the run ends with an error that names the
+    step and the network, and the model is as it was before that update, its buffers included.
 
-DCGAN_ADAM = _adam(2e-4, 0.5, 0.999)
-
-
-@dataclass(frozen=True)
-class AdversarialLoss:
-    """What the two sides of the game minimise, as functions of the critic's scores, of shape (N,), high for data.
-
-    Attributes:
-        critic: of the scores of data and of draws, what the critic minimises, beside the penalty.
-        generator: of the scores of draws, what the generator minimises. Negated scores of data are scored alike, where
-            data are inferred from (a BiGAN's pairs).
-        estimate: of the scores of data and of draws, the divergence between the two as the critic sees it.
-        penalty: of the critic, its inputs for data and those for draws.
-        constrain: what is done to the discriminator's weights after each of its steps.
-        has_zero: whether a score above 0 means data; where only differences of scores count, the middle between the
-            two mean scores stands in for it in the discriminator's accuracy.
-        critic_steps: steps of the critic for each of the generator.
-        optimizer: a function of parameters that makes their optimiser.
-        name: what it is called, with its settings: a run that was saved goes on with no other.
-    """
-
-    critic: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
-    estimate: Callable[[Tensor, Tensor], Tensor]
-    penalty: Callable[[Critic, Inputs, Inputs], Tensor] = lambda critic, real, fake: real[0].new_zeros(())
-    constrain: Callable[[nn.Module], None] = lambda discriminator: None
-    has_zero: bool = True
-    critic_steps: int = 1
-    optimizer: OptimizerFactory = DCGAN_ADAM
-    name: str = ""
-
-
-def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
-    return softplus(-real).mean() + softplus(fake).mean()
-
-
-def _jensen_shannon(real: Tensor, fake: Tensor) -> Tensor:
-    return math.log(2) - _cross_entropy(real, fake) / 2
-
-
-def _difference(real: Tensor, fake: Tensor) -> Tensor:
-    return real.mean() - fake.mean()
-
-
-def minimax() -> AdversarialLoss:
-    r"""The game of the first paper: the generator minimises what the discriminator maximises.
-
-    .. math:: \min_G \max_D \; \mathbb{E}[\log D(x)] + \mathbb{E}[\log(1 - D(G(z)))]
-
-    At the best discriminator this is twice the Jensen–Shannon divergence, less log 4. Where the discriminator is sure,
-    the generator gets no gradient: :func:`nonsaturating` has the same fixed points and is what works. The estimate is
-    a lower bound of that divergence in nats, which is at most log 2: the best discriminator would attain it, and one
-    worse than chance makes it negative.
+    :attr:`monitors` holds running means over some fifty steps, and ``train`` keeps their values after each epoch in
+    ``History.monitors``: ``critic_estimate`` (the divergence between data and draws as the critic sees it),
+    ``discriminator_accuracy`` (the share of rows told right: 0.5 where it cannot tell), ``critic_loss``,
+    ``generator_loss``, ``critic_gradient_norm`` and ``generator_gradient_norm`` (over all parameters of a side), and
+    what the model adds. The loss of a step is the critic's.
 
     References:
         Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661
-    """
-    return AdversarialLoss(_cross_entropy, lambda fake: -softplus(fake).mean(), _jensen_shannon, name="minimax")
-
-
-def nonsaturating() -> AdversarialLoss:
-    r"""The game as it is played: the generator maximises the log-probability of being taken for data.
-
-    .. math:: \mathcal{L}_D = -\mathbb{E}[\log D(x)] - \mathbb{E}[\log(1 - D(G(z)))], \qquad
-        \mathcal{L}_G = -\mathbb{E}[\log D(G(z))]
-
-    The optimiser is DCGAN's. The estimate is a lower bound of the Jensen–Shannon divergence, as of :func:`minimax`.
-
-    References:
-        Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661
-        Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks
-        (Radford, Metz & Chintala, 2015), https://arxiv.org/abs/1511.06434
-
-    Example:
-        >>> loss = nonsaturating()
-        >>> undecided = torch.zeros(5)
-        >>> loss.critic(undecided, undecided), loss.generator(undecided)
-        (tensor(1.3863), tensor(0.6931))
-    """
-    return AdversarialLoss(_cross_entropy, lambda fake: softplus(-fake).mean(), _jensen_shannon, name="nonsaturating")
-
-
-def hinge() -> AdversarialLoss:
-    r"""The hinge loss, the usual one for spectrally normalised discriminators.
-
-    .. math:: \mathcal{L}_D = \mathbb{E}[\max(0, 1 - f(x))] + \mathbb{E}[\max(0, 1 + f(G(z)))], \qquad
-        \mathcal{L}_G = -\mathbb{E}[f(G(z))]
-
-    References:
-        Geometric GAN (Lim & Ye, 2017), https://arxiv.org/abs/1705.02894
-        Spectral Normalization for Generative Adversarial Networks (Miyato et al., 2018),
-        https://arxiv.org/abs/1802.05957
-    """
-    return AdversarialLoss(
-        lambda real, fake: (1 - real).relu().mean() + (1 + fake).relu().mean(),
-        lambda fake: -fake.mean(),
-        _difference,
-        name="hinge",
-    )
-
-
-def wasserstein(clip: float = 0.01) -> AdversarialLoss:
-    r"""The Wasserstein distance, with a critic whose weights are clipped.
-
-    .. math:: \mathcal{L}_f = \mathbb{E}[f(G(z))] - \mathbb{E}[f(x)], \qquad \mathcal{L}_G = -\mathbb{E}[f(G(z))],
-        \qquad |w| \le c
-
-    Bounded weights bound the critic's slope by some K, and the estimate is K times the distance at most: it says
-    whether training goes well, not how far it is. As published: five steps of the critic for one of the generator,
-    RMSProp at 5e-5.
-
-    References:
         Wasserstein GAN (Arjovsky, Chintala & Bottou, 2017), https://arxiv.org/abs/1701.07875
 
     Args:
-        clip: c, the bound of every weight and bias of the discriminator.
+        gan: a module with a submodule ``discriminator``, ``critic_loss(loss, *batch)`` and ``generator_loss(loss,
+            *batch)``, each of which returns what that side minimises and a dictionary of what to watch.
+        loss: :func:`~ppgen.inference.adversarial.nonsaturating` (the default), another of that file's, or
+            an :class:`~ppgen.inference.adversarial.AdversarialLoss` of your own.
+        critic_steps: updates of the discriminator for each of the generator; what the loss brings if not given.
+        critic_optimizer: a torch optimiser over the discriminator's parameters, or a function of parameters that makes
+            one; what the loss brings if not given.
+        generator_optimizer: the same for everything else.
 
     Raises:
-        ValueError: a bound that is not positive.
-    """
-    positive_number("clip", clip)
-
-    @torch.no_grad()
-    def constrain(discriminator: nn.Module) -> None:
-        for parameter in discriminator.parameters():
-            parameter.clamp_(-clip, clip)
-
-    return AdversarialLoss(
-        lambda real, fake: -_difference(real, fake),
-        lambda fake: -fake.mean(),
-        _difference,
-        constrain=constrain,
-        has_zero=False,
-        critic_steps=5,
-        optimizer=functools.partial(torch.optim.RMSprop, lr=5e-5),
-        name=f"wasserstein(clip={clip:g})",
-    )
-
-
-def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
-    r"""The Wasserstein distance, with a critic whose slope is drawn to 1.
-
-    .. math:: \mathcal{L}_f = \mathbb{E}[f(G(z))] - \mathbb{E}[f(x)]
-        + \lambda \mathbb{E}\bigl[(\|\nabla f(\hat x)\| - 1)^2\bigr], \qquad \mathcal{L}_G = -\mathbb{E}[f(G(z))]
-
-    at points :math:`\hat x` on the lines between data and draws. The estimate is near the distance itself, in the units
-    of what the critic sees. As published: five steps of the critic for one of the generator, Adam at 1e-4 without
-    momentum, and no batch normalisation in the critic.
-
-    References:
-        Improved Training of Wasserstein GANs (Gulrajani et al., 2017), https://arxiv.org/abs/1704.00028
-
-    Args:
-        weight: λ.
-
-    Raises:
-        ValueError: a weight that is not positive.
-    """
-    positive_number("weight", weight)
-    return AdversarialLoss(
-        lambda real, fake: -_difference(real, fake),
-        lambda fake: -fake.mean(),
-        _difference,
-        penalty=lambda critic, real, fake: weight * (slopes(critic, real, fake) - 1).square().mean(),
-        has_zero=False,
-        critic_steps=5,
-        optimizer=_adam(1e-4, 0.0, 0.9),
-        name=f"wasserstein_gp(weight={weight:g})",
-    )
-
-
-def slopes(critic: Critic, real: Inputs, fake: Inputs) -> Tensor:
-    r"""The norms of the critic's gradient, each at a random point on the line between a datum and a draw.
-
-    Args:
-        critic: a function of one or several inputs, with a score for each row.
-        real: its inputs for data.
-        fake: its inputs for draws.
-
-    Shape:
-        inputs: (N, \*event) each; the norms, over all inputs together: (N,).
+        TypeError: the model, the loss or an optimiser is not one.
+        ValueError: a side without parameters, or a bad number of steps.
 
     Example:
-        >>> slopes(lambda x: x @ torch.tensor([3.0, 4.0]), (torch.zeros(2, 2),), (torch.ones(2, 2),))
-        tensor([5., 5.])
+        >>> from ppgen import models, nn, priors
+        >>> from ppgen.inference import sample, train
+        >>> from ppgen.inference import adversarial
+        >>> gan = models.GAN(priors.StandardNormal(2), nn.MLP(2, 16, 64), nn.MLP(64, 16, 1))
+        >>> history = train(Adversarial(gan, adversarial.wasserstein_gp()), torch.randn(500, 64), epochs=2, seed=0)
+        >>> len(history.monitors["critic_estimate"])
+        2
+        >>> sample(gan, 5).shape
+        torch.Size([5, 64])
     """
-    share = torch.rand(len(real[0]), device=real[0].device)
-    between = []
-    for r, f in zip(real, fake, strict=True):
-        weight = share.to(r.dtype).reshape(-1, *[1] * (r.dim() - 1))
-        between.append(torch.lerp(r.detach(), f.detach(), weight).requires_grad_())
-    gradients = torch.autograd.grad(critic(*between).sum(), between, create_graph=True)
-    square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-    return (square + 1e-12).sqrt()  # whose own gradient is finite at 0
+
+    def __init__(
+        self,
+        gan: Any,
+        loss: AdversarialLoss | None = None,
+        *,
+        critic_steps: int | None = None,
+        critic_optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+        generator_optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    ) -> None:
+        discriminator = getattr(gan, "discriminator", None)
+        turns = all(callable(getattr(gan, name, None)) for name in ("critic_loss", "generator_loss"))
+        if not (turns and isinstance(gan, nn.Module) and isinstance(discriminator, nn.Module)):
+            raise TypeError(
+                "Adversarial trains a module with a submodule discriminator, critic_loss(loss, *batch) and "
+                f"generator_loss(loss, *batch), such as models.GAN; got {type(gan).__name__}."
+            )
+        self.loss = nonsaturating() if loss is None else loss
+        if not isinstance(self.loss, AdversarialLoss):
+            raise TypeError(
+                f"loss must be an AdversarialLoss, such as adversarial.wasserstein_gp(), got {loss!r}: call the "
+                "function, if it is one of those that make a loss."
+            )
+        self.pair: Any = gan
+        self.critic_steps = positive_integer(
+            "critic_steps", self.loss.critic_steps if critic_steps is None else critic_steps
+        )
+        critic = {id(p) for p in discriminator.parameters()}
+        sides = {
+            "discriminator": [(n, p) for n, p in gan.named_parameters() if p.requires_grad and id(p) in critic],
+            "generator": [(n, p) for n, p in gan.named_parameters() if p.requires_grad and id(p) not in critic],
+        }
+        for name, parameters in sides.items():
+            if not parameters:
+                raise ValueError(f"The {name} of {type(gan).__name__} has no parameters to train.")
+        self._parameters = sides
+        self.optimizers = {
+            "discriminator": self._optimizer("critic_optimizer", critic_optimizer, sides["discriminator"]),
+            "generator": self._optimizer("generator_optimizer", generator_optimizer, sides["generator"]),
+        }
+        self.num_steps = 0
+        self.monitors: dict[str, Tensor] = {}
+        self._seen: dict[str, int] = {}
+
+    def _optimizer(self, name: str, given: Any, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        optimizer = given or self.loss.optimizer
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = optimizer([p for _, p in parameters]) if callable(optimizer) else None
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"{name} must be a torch optimiser or a function of parameters that makes one, got {given!r}."
+            )
+        check_step(optimizer, name)
+        side = "discriminator" if name == "critic_optimizer" else "generator"
+        check_holds(optimizer, name, [p for _, p in parameters], side)
+        return optimizer
+
+    @in_turn
+    def step(self, *batch: Any) -> Tensor:
+        """One update of the discriminator, and of the generator if it is its turn; the discriminator's loss before it.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite; the model is as it was before that update.
+        """
+        batch = device_batch(self.pair, batch)
+        self.num_steps += 1
+        loss = self._update("discriminator", "critic", self.pair.critic_loss, batch)
+        self.loss.constrain(self.pair.discriminator)
+        if self.num_steps % self.critic_steps == 0:
+            self._update("generator", "generator", self.pair.generator_loss, batch)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training has made beside the model's own state: the optimisers', the turns, the monitors."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "num_steps": self.num_steps, "monitors": self.monitors, "seen": self._seen, "objective": self._objective,
+        }  # fmt: skip
+
+    @property
+    def _objective(self) -> str:
+        """The loss by its name, and how often each network has its turn."""
+        return f"{self.loss.name or 'unnamed'}, critic_steps={self.critic_steps}"
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        if state.get("objective", self._objective) != self._objective:
+            raise ValueError(f"its loss was {state['objective']}, and here it is {self._objective}")
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, state["optimizers"][name])
+        device = device_of(self.pair)
+        self.monitors = {name: value.to(device) for name, value in state["monitors"].items()}
+        if any(value.numel() != 1 for value in self.monitors.values()) or min(state["seen"].values(), default=0) < 0:
+            raise ValueError("its monitors are not numbers")
+        self.num_steps, self._seen = int(state["num_steps"]), {name: int(n) for name, n in state["seen"].items()}
+
+    def _update(self, network: str, side: str, turn: Callable[..., Any], batch: Any) -> Tensor:
+        buffers = buffers_of(self.pair)  # a forward pass changes batch norms' and spectral norms'
+        loss, watched = turn(self.loss, *batch)
+        parameters = self._parameters[network]
+        gradients = torch.autograd.grad(loss, [p for _, p in parameters], allow_unused=True)
+        norm = get_total_norm([g for g in gradients if g is not None])
+        if not (loss.isfinite() and norm.isfinite()):
+            with torch.no_grad():
+                for buffer in buffers:
+                    buffer.give_back()
+            raise FloatingPointError(self._explain(network, loss, gradients))
+        self.optimizers[network].zero_grad()
+        for (_, parameter), gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = laid_out(gradient, parameter)
+        self.optimizers[network].step()
+        self.optimizers[network].zero_grad(set_to_none=True)
+        self._watch({f"{side}_loss": loss.detach(), f"{side}_gradient_norm": norm, **watched})
+        return loss.detach()
+
+    def _watch(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            count = self._seen[name] = self._seen.get(name, 0) + 1
+            self.monitors[name] = torch.lerp(self.monitors.get(name, value), value, 1 / min(count, MEMORY))
+
+    def _explain(self, network: str, loss: Tensor, gradients: Any) -> str:
+        named = zip(self._parameters[network], gradients, strict=True)
+        bad = [name for (name, _), gradient in named if gradient is not None and not gradient.isfinite().all()]
+        what = f"the {network}'s loss is {loss.item()}"
+        if loss.isfinite():
+            what = f"the {network}'s gradient is not finite" + (f", first at {bad[0]}" if bad else " in norm")
+        return (
+            f"Step {self.num_steps:,}: {what}. That update was not made, and the model is as it was before it. Likely "
+            "causes: a learning rate too large, a critic whose slope is not bounded (adversarial.wasserstein_gp and "
+            "nn.spectrally_normalized bound it), or data of an unexpected range."
+        )
