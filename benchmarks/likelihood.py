@@ -69,7 +69,7 @@ class Block:
         self.tail = TailAccumulator(self.num_samples)
         for _ in range(self.num_samples // CELL_SAMPLES):
             self.one()
-        return self.tail.result()[0]
+        return self.tail.result().values
 
 
 def peak_share(blocks: dict[str, Block], num_data: int, repeats: int) -> dict[str, Any]:

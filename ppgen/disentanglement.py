@@ -146,8 +146,7 @@ def factor_vae_score(codes: Tensor, factors: Tensor, *, batch_size: int = 64, se
 
     is the batch's vote for a factor: 10,000 batches decide which factor each dimension stands for, by majority, and
     5,000 others are scored; chance is 1 / F. Dead dimensions are left out (those whose standard deviation is below 0.05
-    of the largest; for a VAE with unit prior, that is the published 0.05). A slight
-    rotation of a perfect code passes.
+    of the largest; for a VAE with unit prior, that is the published 0.05). A slight rotation of a perfect code passes.
 
     References:
         Disentangling by Factorising (Kim & Mnih, 2018), https://arxiv.org/abs/1802.05983

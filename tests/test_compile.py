@@ -223,7 +223,7 @@ def test_long_runs_compile_of_themselves_and_short_ones_do_not(monkeypatch):
             self.reason = "asked only"
 
     monkeypatch.setattr("ppgen.inference.training.svi.Compiled", Asked)
-    monkeypatch.setattr(sys.modules["ppgen.inference.training.fit"], "WORTH_COMPILING", 6)
+    monkeypatch.setattr(sys.modules["ppgen.inference.training.fit"], "STEPS_WORTH_COMPILING", 6)
     fit(small_vae(), X, epochs=1, batch_size=5, seed=0, progress=False)
     assert not asked
     fit(small_vae(), X, epochs=2, batch_size=5, seed=0, progress=False, compile=False)

@@ -228,7 +228,7 @@ def test_only_much_work_is_compiled_of_itself(monkeypatch):
     log_likelihood(small_vae(), X, num_samples=600)
     assert not asked
     work = 16 * 4 * 6 * 600  # the logits alone
-    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORTH_COMPILING", {"cpu": work})
+    monkeypatch.setattr("ppgen.inference.evaluation.weigher.WORK_WORTH_COMPILING", {"cpu": work})
     log_likelihood(small_vae(), X, num_samples=600, compile=False)
     assert not asked
     log_likelihood(small_vae(), X, num_samples=600)

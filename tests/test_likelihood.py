@@ -179,7 +179,7 @@ def test_k_hat_is_that_of_arviz(num_samples):
     tail = TailAccumulator(num_samples)
     for piece in torch.as_tensor(w).split(7):
         tail.add(piece)
-    k_hat = tail.result()[4].numpy()
+    k_hat = tail.result().k_hat.numpy()
     finite = np.isfinite(expected) & np.isfinite(k_hat)
     assert finite[:10].all()
     assert np.abs(k_hat - expected)[finite].max() < 1e-8

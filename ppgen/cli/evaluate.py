@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ppgen.catalogue import MODELS
-from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
+from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, RunFolder
 from ppgen.cli.source import data_of, error_rate
 from ppgen.decoders import bits_per_dim
 from ppgen.files import json_text, write_json
@@ -19,7 +19,7 @@ from ppgen.runs import EVALUATION, load_run
 
 
 def evaluate(
-    run: Run,
+    run: RunFolder,
     num_samples: Annotated[int, typer.Option(help="Importance samples a datum.")] = 5000,
     num_data: Annotated[int | None, typer.Option(help="Only the first so many test data.")] = None,
     seed: NoiseSeed = 0,

@@ -12,7 +12,7 @@ import typer
 
 from ppgen import data as datasets
 from ppgen.catalogue import MODELS, Recipe
-from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, Run
+from ppgen.cli.options import Allow, DataDir, MovedData, NoiseSeed, RunFolder
 from ppgen.cli.source import data_of, num_classes
 from ppgen.files import json_text, write_json
 from ppgen.inference import sample
@@ -24,7 +24,7 @@ FEWEST = 6  # density and coverage look at the 5 nearest neighbours of each
 
 
 def judge(
-    run: Run,
+    run: RunFolder,
     num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
     epochs: Annotated[
         int, typer.Option(help="Of the classifier that the samples are shown to, at least; small data take more.")

@@ -16,7 +16,7 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Where data files are; otherwise $PPGEN_DATA, then the user's cache.")
 ]
 Binarize = Annotated[str | None, typer.Option(help="none, fixed or dynamic; the data set's own habit if not given.")]
-Run = Annotated[Path, typer.Argument(help="A folder that `ppgen train` wrote.")]
+RunFolder = Annotated[Path, typer.Argument(help="A folder that `ppgen train` wrote.")]
 MovedData = Annotated[
     str | None, typer.Option("--data", help="Where the run's data file or folder is now, if it has moved.")
 ]

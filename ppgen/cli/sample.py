@@ -9,7 +9,7 @@ import typer
 
 from ppgen import plots
 from ppgen.cli.judge import check_samples
-from ppgen.cli.options import Allow, NoiseSeed, Run
+from ppgen.cli.options import Allow, NoiseSeed, RunFolder
 from ppgen.cli.source import visible
 from ppgen.inference import sample
 from ppgen.inference.programs.networks import usable_device
@@ -17,7 +17,7 @@ from ppgen.runs import load_run
 
 
 def sample_run(
-    run: Run,
+    run: RunFolder,
     num: Annotated[int, typer.Option(help="How many.")] = 64,
     out: Annotated[Path, typer.Option(help="The picture to write; a PNG if its name has no ending.")] = Path(
         "samples.png"

@@ -15,7 +15,7 @@ from ppgen.inference import classify
 from ppgen.inference.execution.batches import Rows
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.seeds import seeded
-from ppgen.runs import allow_options
+from ppgen.runs import CONFIG, allow_options
 
 
 def load(name: str, data_dir: Path | None, binarize: str | None, model: str, decoder: str | None) -> datasets.Dataset:
@@ -91,7 +91,7 @@ def data_of(
     source = config["data"]
     name, binarization = source.get("name"), source.get("binarization")
     if not isinstance(name, str) or not isinstance(binarization, str):
-        raise ValueError(f"{run / 'config.json'} does not say which data the run is of: got {source!r}.")
+        raise ValueError(f"{run / CONFIG} does not say which data the run is of: got {source!r}.")
     known = datasets.describe()
     if moved is not None and moved != name and (name in known or moved in known):
         raise ValueError(

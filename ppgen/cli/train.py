@@ -21,11 +21,11 @@ from ppgen.catalogue import MODELS, Recipe, settings_of
 from ppgen.cli.log import LOG, logging_to
 from ppgen.cli.options import Allow, Binarize, DataDir, DataName, MovedData, chosen, option
 from ppgen.cli.source import build, data_of, described, error_rate, load, num_classes, visible
-from ppgen.files import write_json
+from ppgen.files import MANIFEST, write_json
 from ppgen.inference import encode, latent_report, log_likelihood, reconstruct, sample
 from ppgen.inference.execution.distributed import current, processes
 from ppgen.priors import VampPrior
-from ppgen.runs import begin_run, read_config, save_run
+from ppgen.runs import CONFIG, MODEL, begin_run, read_config, save_run
 
 CHECKPOINTS = "checkpoints"
 log = logging.getLogger(__name__)
@@ -115,9 +115,9 @@ def run(
     training: dict[str, Any],
 ) -> None:
     """Trains a model by its name, and writes its run; of several processes the first writes and prints."""
-    if (out / "model.safetensors").exists():
+    if (out / MODEL).exists():
         raise ValueError(f"--out {out} already holds a run: choose another folder, or remove that one.")
-    if _was_saved(out) or (out / "config.json").exists():
+    if _was_saved(out) or (out / CONFIG).exists():
         raise ValueError(
             f"--out {out} holds a run that was stopped, or a config.json of something else: go on with it (ppgen train "
             f"--resume {quote(str(out))}), choose another folder, or remove that one."
@@ -142,7 +142,7 @@ def go_on(
     """Continues the run in a folder, maybe for more epochs than it began with."""
     recipe, config = read_config(folder, allow)
     training = _checked(config["training"], recipe.model, folder)
-    if (folder / "manifest.json").exists():  # the last thing that a run writes
+    if (folder / MANIFEST).exists():  # the last thing that a run writes
         if epochs is None:
             raise ValueError(
                 f"The run {folder} has ended, after {training['epochs']} epochs at most: ask for more (--epochs)."
@@ -163,7 +163,7 @@ def _checked(training: dict[str, Any], model: str, folder: Path) -> dict[str, An
     wrong = [n for n in known.keys() | training.keys() if type(training.get(n)) is not type(known.get(n))]
     if wrong:
         raise ValueError(
-            f"{folder / 'config.json'}: {wrong[0]}={training.get(wrong[0])!r} is no setting of the training of {model}."
+            f"{folder / CONFIG}: {wrong[0]}={training.get(wrong[0])!r} is no setting of the training of {model}."
         )
     return dict(training)
 
@@ -219,13 +219,13 @@ def _train(
 
 
 def _was_saved(out: Path) -> bool:
-    return any((out / CHECKPOINTS).glob("**/manifest.json"))
+    return any((out / CHECKPOINTS).glob(f"**/{MANIFEST}"))
 
 
 def _begun(out: Path) -> dict[Path, int]:
     """What there is of all that a run makes before its first checkpoint, a folder after what is in it, with sizes."""
     inside = sorted((out / CHECKPOINTS).rglob("*"), reverse=True)
-    every = (out / "config.json", out / LOG, *inside, out / CHECKPOINTS, out, *out.parents)
+    every = (out / CONFIG, out / LOG, *inside, out / CHECKPOINTS, out, *out.parents)
     return {path: path.stat().st_size for path in every if path.exists()}
 
 

@@ -228,7 +228,7 @@ KNOWN_SETS = {
     ),
     "cifar10": KnownSet("objects in ten classes, 60,000 colour images of 32 × 32 in 256 levels", _cifar10, "none"),
     "patches": KnownSet(
-        "patches of two photographs, 15,470 color images of 32 × 32 in 256 levels, embedded in scikit-learn",
+        "patches of two photographs, 15,470 colour images of 32 × 32 in 256 levels, embedded in scikit-learn",
         lambda obtain: patches(),
         "none",
     ),
@@ -252,7 +252,7 @@ KNOWN_SETS = {
         "none",
     ),
     "stacked-mnist": KnownSet(
-        "three of MNIST's digits in the three channels of 70,000 color images of 28 × 28, with their 1,000 modes",
+        "three of MNIST's digits in the three channels of 70,000 colour images of 28 × 28, with their 1,000 modes",
         lambda obtain: stacked_source(_mnist(obtain)),
         "none",
         files_of="mnist",

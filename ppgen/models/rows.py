@@ -17,8 +17,8 @@ def check_rows(owner: str, dim: int, x: Tensor, mask: Tensor | None = None) -> N
     """
     if x.dim() != 2 or x.shape[-1] != dim or not len(x):
         raise ValueError(
-            f"{owner}(dim={dim}) takes x of shape (N, {dim}), N at least 1, got {tuple(x.shape)}: a row a datum, images "
-            "flattened by x.flatten(1)."
+            f"{owner}(dim={dim}) takes x of shape (N, {dim}), N at least 1, got {tuple(x.shape)}: a row a datum, "
+            "images flattened by x.flatten(1)."
         )
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask must be a boolean tensor, True where x was observed, got {mask.dtype}.")

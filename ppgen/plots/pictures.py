@@ -70,7 +70,14 @@ def images(pictures: Tensor, path: Path, *, columns: int = 8, title: str = "") -
 
 
 def sheet(groups: dict[str, Tensor], path: Path, *, columns: int = 4, per_row: int = 6) -> None:
-    """Several named groups of pictures on one sheet, for example samples of every cell of a comparison."""
+    """Several named groups of pictures on one sheet, for example samples of every cell of a comparison.
+
+    Args:
+        groups: pictures (N, C, H, W) in [0, 1], one or three channels, by the name over them.
+        path: the file to write; its ending says the format.
+        columns: groups in a row.
+        per_row: pictures in a row of a group.
+    """
     rows = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -84,6 +91,10 @@ def sheet(groups: dict[str, Tensor], path: Path, *, columns: int = 4, per_row: i
 
 def losses(history: History, path: Path) -> None:
     """The course of training by epoch: loss per datum in nats, or the critic's loss where there is one.
+
+    Args:
+        history: of a training run.
+        path: the file to write; its ending says the format.
 
     Raises:
         ValueError: a history without epochs.
@@ -127,7 +138,12 @@ def manifold(pair: Any, path: Path, *, side: int = 20, top: float = 1.0) -> None
 
 
 def comparison(rows: list[dict[str, Any]], path: Path) -> None:
-    """Differences to the best pair with two paired standard errors, the best at the top."""
+    """Differences to the best pair in nats per datum with two paired standard errors, the best at the top.
+
+    Args:
+        rows: of a :class:`~ppgen.compare.Comparison`.
+        path: the file to write; its ending says the format.
+    """
     figure = Figure(figsize=(7, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))

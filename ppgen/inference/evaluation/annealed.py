@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.likelihood import CELL_DATA, Estimate
 from ppgen.inference.evaluation.paths import Path, Start
-from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, check_weights, k_hat_limit
+from ppgen.inference.evaluation.psis import FEWEST, TailAccumulator, Weighed, check_weights, k_hat_limit
 from ppgen.inference.execution.batches import read_once
 from ppgen.inference.execution.fingerprint import fingerprint
 from ppgen.inference.programs.masks import masked
@@ -165,7 +165,7 @@ def reverse(path: Path, u: Tensor, betas: Sequence[float], kernel: _Kernel) -> T
     return log_w
 
 
-def measured(log_w: Tensor, first_row: int = 0) -> tuple[Tensor, ...]:
+def measured(log_w: Tensor, first_row: int = 0) -> Weighed:
     """What :class:`TailAccumulator` makes of log weights (C, N), once they are known to be numbers."""
     check_weights(log_w, first_row)
     tail = TailAccumulator(len(log_w))
@@ -253,7 +253,7 @@ def ais(
             log_w, acceptance = forward(path, path.draw(num_chains), betas, kernel)
             blocks.append((*measured(log_w, index * CELL_DATA), acceptance.cpu()))
     values, bound, error, ess, k_hat, constant, acceptance = (torch.cat(c) for c in zip(*blocks, strict=True))
-    exact = constant.bool() & (num_chains >= FEWEST)
+    exact = constant & (num_chains >= FEWEST)
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | (k_hat < k_hat_limit(num_chains))
     figures = (values, bound, error, ess, k_hat, reliable, num_chains)

@@ -215,7 +215,7 @@ def log_likelihood(
     values, bound, error, ess, k_hat, constant, exact = columns
     # A weight that stays the same while the latents change means an exact guide. Few samples can agree by chance, so
     # then all data must; and where they do, a datum whose posterior leaves one value is taken at the others' word.
-    exact = (exact.bool() & (num_samples >= FEWEST)) | (constant.all() & exact.any())
+    exact = (exact & (num_samples >= FEWEST)) | (constant.all() & exact.any())
     k_hat = torch.where(exact, -math.inf, k_hat)
     reliable = exact | (k_hat < k_hat_limit(num_samples))
     # A guide without randomness, of discrete latents, finds one term of the sum that p(x) is, at any number of samples.
@@ -234,10 +234,11 @@ def _block(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int
         log_w = torch.cat(cells)
         check_weights(log_w, index * CELL_DATA)
         tail.add(log_w)
-    figures = tail.result()
-    constant = figures[-1].bool()
-    exact = constant & _varied(weigher, block, index, num_samples, seed, len(constant)) if constant.any() else constant
-    return *figures, exact.double()
+    weighed = tail.result()
+    exact = weighed.constant
+    if exact.any():
+        exact = exact & _varied(weigher, block, index, num_samples, seed, len(exact))
+    return *weighed, exact
 
 
 def _varied(weigher: Weigher, block: Any, index: int, num_samples: int, seed: int, num_data: int) -> Tensor:

@@ -3,11 +3,12 @@ r"""Streaming statistics of importance weights: mean, spread, and the shape of t
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["FEWEST", "TailAccumulator", "check_weights", "k_hat_limit", "pareto_shape"]
+__all__ = ["FEWEST", "TailAccumulator", "Weighed", "check_weights", "k_hat_limit", "pareto_shape"]
 
 FEWEST = 25  # samples that have a tail to which a distribution can be fitted
 
@@ -44,6 +45,26 @@ def pareto_shape(exceedances: Tensor) -> Tensor:
     return (n * shape + 10 * 0.5) / (n + 10)
 
 
+class Weighed(NamedTuple):
+    """What the weights of some samples come to, a value a datum, shape (N,).
+
+    Attributes:
+        values: log of the mean weight.
+        bound: mean of the log weights.
+        error: standard error of ``values``, by the delta method.
+        ess: effective sample size.
+        k_hat: shape of the weights' tail.
+        constant: whether all weights are equal, to rounding.
+    """
+
+    values: Tensor
+    bound: Tensor
+    error: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    constant: Tensor
+
+
 class TailAccumulator:
     """Log weights of shape (S, N), seen a few samples at a time and not kept: only the tail that k-hat needs is."""
 
@@ -72,8 +93,8 @@ class TailAccumulator:
         self.tail = both.topk(min(self.tail_length + 1, len(both)), dim=0).values
         self.seen += len(w)
 
-    def result(self) -> tuple[Tensor, ...]:
-        """Per datum: log mean weight, mean log weight, standard error, ESS, k-hat, and whether weights are constant."""
+    def result(self) -> Weighed:
+        """What the samples come to, once all of them were taken in."""
         assert self.seen == self.num_samples
         s = self.num_samples
         values = self.largest + torch.log(self.first / s)
@@ -86,7 +107,7 @@ class TailAccumulator:
         rounding = 2e-6 * (50 + self.largest.abs())
         constant = (self.largest - self.smallest) <= rounding
         k_hat = self._k_hat() if s >= FEWEST else torch.full_like(values, math.nan)
-        return values, bound, error, ess, k_hat, constant.double()
+        return Weighed(values, bound, error, ess, k_hat, constant)
 
     def _k_hat(self) -> Tensor:
         ratios = torch.exp(self.tail - self.largest)

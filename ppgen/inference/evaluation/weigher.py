@@ -37,7 +37,7 @@ MEMORY = {"cpu": 2**23, "cuda": 2**30}
 # Bytes of results from which a program is traced (a second of work or so), and from which it is compiled (some minutes:
 # the compiler takes ten seconds or more, and saves a fifth).
 WORTH_TRACING = {"cpu": 2**32, "cuda": 2**37}
-WORTH_COMPILING = {"cpu": 2**37, "cuda": 2**42}
+WORK_WORTH_COMPILING = {"cpu": 2**37, "cuda": 2**42}
 
 Function = Callable[..., Sequence[Tensor]]
 Program = Callable[[int, Sequence[Any], Sequence[Tensor]], list[Tensor]]
@@ -224,7 +224,7 @@ class Weigher:
             samples *= cells * (self.cell_samples // size) + rest // size
         work = self.bytes_per_draw * samples * rows * blocks
         asked = self.compile is True and rows == self.block_rows and size in (self.cell_samples, self.slice_samples)
-        compiled = asked or (self.compile is None and work >= WORTH_COMPILING[self._device])
+        compiled = asked or (self.compile is None and work >= WORK_WORTH_COMPILING[self._device])
         return work >= WORTH_TRACING[self._device], compiled
 
     def _made(

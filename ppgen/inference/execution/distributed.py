@@ -176,7 +176,7 @@ def own_seed(seed: int) -> int:
     return derived_seed(seed, rank) if rank else seed
 
 
-def alike(pair: Any, parameters: Sequence[Tensor]) -> None:
+def broadcast(pair: Any, parameters: Sequence[Tensor]) -> None:
     """Gives all processes the parameters and buffers that the first has."""
     if current().count == 1:
         return

@@ -15,7 +15,7 @@ from ppgen.inference.execution.batches import Rows, read_once
 from ppgen.inference.predictions.predict import mean_of
 from ppgen.inference.programs.masks import masked
 from ppgen.inference.programs.modes import evaluating
-from ppgen.inference.programs.refusals import check
+from ppgen.inference.programs.refusals import check_weighable
 from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.structure import check_vectorized, measure
 from ppgen.inference.programs.traces import device_batch, innermost, is_factor, log_prob, run, sites
@@ -37,7 +37,7 @@ def _draws(pair: Pair, batch: Any, num_samples: int, nesting: int, enumerated: b
     model_trace, guide_trace = run(
         pair.model, pair.guide, batch, num_particles=num_samples, nesting=nesting, enumerate_model=enumerated
     )
-    n = check(model_trace, guide_trace, ())
+    n = check_weighable(model_trace, guide_trace, ())
     found = sites(model_trace)
     x = _site_of(batch[0], [site for site in found.values() if site["is_observed"] and not is_factor(site)])
     total = sum(log_prob(site) for site in found.values()) - sum(log_prob(s) for s in sites(guide_trace).values())

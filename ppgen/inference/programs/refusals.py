@@ -137,7 +137,7 @@ def check_point(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
         )
 
 
-def check(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
+def check_weighable(model_trace: poutine.Trace, guide_trace: poutine.Trace, from_prior: Sequence[str]) -> int:
     """The number of data, once it is sure that every site can be weighed per datum.
 
     Raises:

@@ -57,7 +57,7 @@ class Repeated:
             found.remove_node(name)  # its indices are those of the rows, and others ask for other numbers of particles
         for site in sites(found).values():
             if (frame := frame_of_data(site)) is None:
-                continue  # check() says what is wrong with it
+                continue  # check_weighable says what is wrong with it
             # What is summed out is scored without its mask, as under a plate of particles.
             scored, scale = log_prob(site, masked=site["infer"].get("_enumerate_dim") is None), own_scale(site)
             event = len(site["fn"].event_shape)

@@ -19,7 +19,7 @@ from pyro.ops.rings import LogRing
 from torch import Tensor
 
 from ppgen.inference.programs.hygiene import warn_of_train_mode
-from ppgen.inference.programs.refusals import check, check_pair
+from ppgen.inference.programs.refusals import check_pair, check_weighable
 from ppgen.inference.programs.structure import Structure, check_whole, measure, programs
 from ppgen.inference.programs.traces import Program, log_prob, own_scale, per_datum, run, sites
 from ppgen.numbers import positive_integer
@@ -107,7 +107,7 @@ def combine(
     scaled: bool = False,
 ) -> Weighted:
     """The log weights of two traces, site by site."""
-    shape = (num_particles, check(model_trace, guide_trace, from_prior))
+    shape = (num_particles, check_weighable(model_trace, guide_trace, from_prior))
     total = log_joint(model_trace, sites(guide_trace), nesting, shape, from_prior, scaled=scaled)
     log_q, score = log_proposal(guide_trace, nesting, shape, scaled=scaled)
     return Weighted(total if log_q is None else total - log_q, score)

@@ -20,7 +20,7 @@ from ppgen.pair import Pair
 
 __all__ = ["fit"]
 
-WORTH_COMPILING = 10_000  # steps; a rule of the clock would make one seed two runs
+STEPS_WORTH_COMPILING = 10_000  # steps; a rule of the clock would make one seed two runs
 
 
 def fit(
@@ -102,7 +102,7 @@ def fit(
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
     target = usable_device(device)
     if compile is None:
-        compile = epochs * _num_batches(data, batch_size) >= WORTH_COMPILING
+        compile = epochs * _num_batches(data, batch_size) >= STEPS_WORTH_COMPILING
     step = SVI(pair, elbo() if loss is None else loss, optimizer, compile=compile, precision=precision)
     for module in (*modules_of(pair), *modules_of(step)):
         module.to(target)

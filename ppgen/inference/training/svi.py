@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.inference.execution.cuda_graphs import Replayed
-from ppgen.inference.execution.distributed import alike, averaged, current
+from ppgen.inference.execution.distributed import averaged, broadcast, current
 from ppgen.inference.losses.elbo import elbo
 from ppgen.inference.losses.loss import as_loss
 from ppgen.inference.losses.schedules import schedules, unannealed
@@ -117,7 +117,7 @@ class SVI:
                 if 0 in parameter.stride():  # expanded, as some of Pyro's guides make theirs: no step could be written
                     parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self.parameters = parameters
-        alike(self.pair, self.parameters)
+        broadcast(self.pair, self.parameters)
         if isinstance(self._optimizer, torch.optim.Optimizer):
             optimizer = self._optimizer
         else:
