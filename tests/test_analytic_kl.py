@@ -116,13 +116,12 @@ def test_a_point_that_hands_on_a_draw_keeps_its_density(event):
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("weight", ["scale", "scale tensor", "mask"])
+@pytest.mark.parametrize("weight", ["scale", "scale tensor"])
 def test_terms_that_are_weighed_otherwise_are_no_divergence(weight):
-    """A scale or a mask of the model's site alone: the flag changes the variance, and not what is minimised."""
+    """A scale of the model's site alone: the flag changes the variance, and not what is minimised."""
     of_model = {
         "scale": pyro.poutine.scale(scale=0.3),
         "scale tensor": pyro.poutine.scale(scale=torch.tensor([1.0, 0.3, 1.0])),
-        "mask": pyro.poutine.mask(mask=torch.tensor([True, False, True])),
     }[weight]
 
     def model(x):

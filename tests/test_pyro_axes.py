@@ -139,7 +139,7 @@ def test_a_data_plate_left_of_another_is_refused():
             pyro.sample("z", dist.Normal(x / 2, 0.7))
 
     pair, x = Custom(model, guide), torch.randn(7, 3)
-    words = r"'data' is as long as the batch, 7 rows, and on axis -2, left of 'time' of length 3"
+    words = r"'data' has a member for each row of the batch, and is on axis -2, left of 'time' of length 3"
     for ask in (
         lambda: log_likelihood(pair, x),
         lambda: elbo()(pair.model, pair.guide, x),

@@ -108,7 +108,7 @@ def test_of_masked_sites_what_counts_lies_in_the_support(counts):
 
     def guide(x):
         loc = pyro.param("loc", torch.tensor(0.0))
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x)), poutine.mask(mask=torch.tensor([True, counts])):
             pyro.sample("z", dist.Normal(loc, 1.0).expand((len(x),)))
 
     pair, x = Custom(model, guide), torch.tensor([1.0, 0.5])

@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from ppgen.distributions.drawn import Drawn
 from ppgen.inference.programs.networks import modules_of
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.programs.traces import delta_of, support
+from ppgen.inference.programs.traces import delta_of, mask_of, support
 from ppgen.pair import Pair
 
 __all__ = ["Coordinates", "Move", "Moved", "Repaired", "moves"]
@@ -69,6 +69,10 @@ class Moved(TorchDistribution):
     @property
     def support(self) -> Any:
         return support(self.base)
+
+    @property
+    def _mask(self) -> Any:
+        return mask_of(self.base)
 
     @property
     def mean(self) -> Tensor:

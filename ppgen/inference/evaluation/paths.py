@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.inference.programs.refusals import check_weighable
+from ppgen.inference.programs.refusals import check_rows_of_plate, check_weighable
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.structure import check_whole, measure, programs
 from ppgen.inference.programs.traces import is_point, log_prob, num_rows, per_datum, run, sites, support
@@ -108,7 +108,8 @@ class Path:
                     "log_likelihood, which sums over latents marked infer={'enumerate': 'parallel'} exactly."
                 )
         proposed = sites(guide_trace)
-        check_weighable(model_trace, guide_trace, () if self.start == "guide" else list(latents))
+        num_data = check_weighable(model_trace, guide_trace, () if self.start == "guide" else list(latents))
+        check_rows_of_plate(num_data, self.batch)
         unknown = [
             name
             for name, site in proposed.items()

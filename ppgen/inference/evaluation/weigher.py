@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppgen.inference.execution.graphs import CannotTrace, Graph, trace, twice
+from ppgen.inference.programs.refusals import check_rows_of_plate
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.structure import Structure
 from ppgen.inference.programs.traces import PARTICLES, device_of_batch, num_rows, run_guide, run_model
@@ -102,7 +103,7 @@ class Weigher:
         """The log weights of a block, as a function of the number of samples s in a cell: shape (s, N).
 
         One sample is weighed in eager first, so that whatever is wrong with the block or the pair is said by Pyro and
-        by :func:`ppgen.inference.programs.refusals.check`, which graphs leave out.
+        by :mod:`ppgen.inference.programs.refusals`, which graphs leave out.
         """
         rehearsed = self._rehearse(block)
         if not self.structure.random:  # every sample would be the same
@@ -140,6 +141,7 @@ class Weigher:
         """The log weights of one sample, in eager and with all checks."""
         log_w = weigh(self.pair.model, self.pair.guide, block, 1, self.structure).log_weights
         self._num_rows = log_w.shape[1]
+        check_rows_of_plate(self._num_rows, block)
         return log_w
 
     def _parts_of(self, block: Sequence[Any]) -> tuple[dict[int, Function], dict[int, Function]]:

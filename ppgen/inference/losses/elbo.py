@@ -42,7 +42,8 @@ class ELBO(nn.Module):
             - \beta \, (\log q(z \mid x) - \log p(z))\bigr]
 
     A plate's subsampling scale is kept and the sum divided by the data plate's full size, so a latent outside the
-    plate (a global one) is weighed as it should be. Latents without a reparameterised sampler get the score-function
+    plate (a global one) is weighed as it should be where a batch says of how many data it is:
+    ``pyro.plate("data", N, subsample_size=len(x))``. Latents without a reparameterised sampler get the score-function
     gradient; a pair with sites that are marked for enumeration goes through Pyro's ``TraceEnum_ELBO``.
 
     References:
@@ -305,9 +306,8 @@ def _closed_forms(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> d
 
 
 def _weighed_alike(q: Any, p: Any) -> Any:
-    """Whether two sites have the same scale and mask; where these are tensors, of each element."""
-    of_q, of_p = (True if site["mask"] is None else site["mask"] for site in (q, p))
-    alike = (q["scale"] is p["scale"] or q["scale"] == p["scale"]) & (of_q is of_p or of_q == of_p)
+    """Whether two sites, whose masks are the same, have the same scale; where that is a tensor, of each element."""
+    alike = q["scale"] is p["scale"] or q["scale"] == p["scale"]
     if isinstance(alike, Tensor) and not (tracing() or alike.is_cuda):  # mostly all are or none is, which is less to do
         return True if alike.all() else alike if alike.any() else False
     return alike

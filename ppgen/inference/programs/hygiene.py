@@ -17,8 +17,9 @@ from ppgen.errors import first_line
 from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.modes import unmoved
 from ppgen.inference.programs.networks import device_of, modules_of
+from ppgen.inference.programs.refusals import check_data_plate
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.programs.traces import device_batch, innermost, run
+from ppgen.inference.programs.traces import device_batch, innermost, run, sites
 
 __all__ = ["check_last_batch", "warn_of_probabilities", "warn_of_train_mode", "watching_modes"]
 
@@ -123,7 +124,9 @@ def _look_like_probabilities(base: Any, surely: bool) -> bool:
 
 
 def check_last_batch(pair: Any, rows: Any, batch_size: int) -> None:
-    """Makes sure that the last batch of an epoch is no single row that batch normalisation cannot train on.
+    """Makes sure that the pair can be trained on the last batch of an epoch, if that is a single row.
+
+    Batch normalisation cannot, nor a program that squeezes its data, which takes the row's pixels for rows.
 
     Args:
         pair: in train mode.
@@ -131,16 +134,17 @@ def check_last_batch(pair: Any, rows: Any, batch_size: int) -> None:
         batch_size: how many the other batches have.
 
     Raises:
-        ValueError: it is; it would be found only after the other batches were trained on.
+        ValueError: it cannot; it would be found only after the other batches were trained on.
     """
-    networks = [module for owner in modules_of(pair) for module in owner.modules()]
-    if len(rows) % batch_size != 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in networks):
+    if len(rows) % batch_size != 1:
         return
+    batch = device_batch(pair, rows(slice(0, 1)))
     try:
         with torch.no_grad(), seeded(None, device_of(pair)), unmoved(pair):
-            run(pair.model, pair.guide, device_batch(pair, rows(slice(0, 1))))
+            model_trace, _ = run(pair.model, pair.guide, batch)
+        check_data_plate(sites(model_trace), batch)
     except ValueError as error:
         raise ValueError(
             f"The last batch of an epoch has 1 row (of {len(rows)} rows in batches of batch_size={batch_size}), and "
-            f"batch normalisation needs more to train on: choose another batch_size. ({first_line(error)})"
+            f"the pair cannot be trained on one: choose another batch_size. ({first_line(error)})"
         ) from error

@@ -6,10 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
-from ppgen.inference.programs.traces import frame_of_data, is_point, sites, support
+from ppgen.inference.programs.traces import (
+    frame_of_data,
+    innermost,
+    is_point,
+    length_of_batch,
+    mask_of,
+    sites,
+    support,
+)
 from ppgen.pair import tracing
 
 SHARED = (
@@ -92,7 +102,7 @@ def check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], from_p
         raise ValueError(
             f"The model draws {left_out} and the guide does not: without a proposal these latents cannot be weighed. "
             f"Sample them in the guide, mark discrete ones infer={{'enumerate': 'parallel'}} so that they are summed "
-            f"out, or name them in from_prior={left_out} so that the prior proposes them."
+            f"out, or draw log_weights(…, from_prior={left_out}), for which the prior proposes them."
         )
     foreign = [n for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("is_auxiliary")]
     if foreign:
@@ -190,10 +200,83 @@ def check_innermost(found: Iterable[Any], num_rows: int | None) -> None:
     for frame in frames.values():
         if frame.dim < -1 and frame.size == num_rows:
             raise ValueError(
-                f"The plate {frame.name!r} is as long as the batch, {num_rows} rows, and on axis {frame.dim}, left of "
+                f"The plate {frame.name!r} has a member for each row of the batch, and is on axis {frame.dim}, left of "
                 f"{inner[0].name!r} of length {inner[0].size} on axis −1, whose members would be taken for the data: "
                 f"give {frame.name!r} dim=-1 and open the other plates left of it (dim=-2, …)."
             )
+
+
+def check_rows_of_plate(num_data: int, batch: Sequence[Any]) -> None:
+    """Makes sure that the plate on axis −1 has a member for each row of a batch.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
+    if (rows := length_of_batch(batch)) is not None and rows != num_data:
+        raise ValueError(
+            f"The plate on axis −1 has {num_data} members, and the batch has {rows} rows. Data have their rows first, "
+            "(N, *event), and the plate of the data one member for each: pyro.plate('data', len(x)), of x as it is "
+            "given, not squeezed or transposed."
+        )
+
+
+def check_data_plate(model_sites: dict[str, Any], batch: Sequence[Any]) -> None:
+    """Makes sure that the plate which observations stand in on axis −1, if there is one, is that of a batch's rows.
+
+    Raises:
+        ValueError: it has another length, and does not choose its members among so many either.
+    """
+    frames = [frame_of_data(site) for site in model_sites.values() if site["is_observed"]]
+    plates = [frame for frame in frames if frame is not None and frame.size > 0]
+    if plates and not any(length_of_batch(batch) in (frame.size, frame.full_size) for frame in plates):
+        check_rows_of_plate(plates[0].size, batch)
+
+
+def check_masks(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Makes sure that what is masked of a latent is masked in both programs: its other density would stand alone.
+
+    Raises:
+        ValueError: a latent is masked in one of them, or otherwise in the other.
+    """
+    if tracing():  # a graph holds no comparison
+        return
+    for name in guide_sites.keys() & model_sites.keys():
+        masks = _mask(model_sites[name]), _mask(guide_sites[name])
+        if not (is_point(guide_sites[name]) or _same(*masks)):  # at a point there is no density to be left alone
+            one, other = ("model", "guide") if masks[1] is True else ("guide", "model")
+            raise ValueError(
+                f"The latent {name!r} is masked in the {one}, and not, or otherwise, in the {other}, so that one of "
+                "its two densities would count where the other does not: draw it under the same mask in both programs."
+            )
+
+
+def check_supports(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Makes sure that the guide proposes of each latent what the model can draw, and all of it.
+
+    Raises:
+        ValueError: one program draws a number from a density and the other from a set of values, or the guide reaches
+            only a part of the latent's range, or more than one period of an angle.
+    """
+    if tracing():
+        return
+    for name in guide_sites.keys() & model_sites.keys():
+        p, q = model_sites[name], guide_sites[name]
+        if is_point(q):
+            continue
+        kinds = type(innermost(p["fn"])).__name__, type(innermost(q["fn"])).__name__
+        of_p, of_q = _range(p["fn"]), _range(q["fn"])
+        if support(p["fn"]).is_discrete != support(q["fn"]).is_discrete:
+            fault = "one is a probability and the other a density, whose quotient is no weight"
+        elif kinds[0] == "VonMises" != kinds[1] and of_q is not None and -math.inf in of_q:
+            fault = "a density on one period of an angle is asked for at draws from all of them"
+        elif of_p is not None and of_q is not None and _reaches_less(of_q, of_p):
+            fault = "the guide's draws reach only a part of its range, and the mean weight would be of that part alone"
+        else:
+            continue
+        raise ValueError(
+            f"The latent {name!r} is {kinds[0]} in the model and {kinds[1]} in the guide: {fault}. Propose it from a "
+            "distribution with the support that it has in the model."
+        )
 
 
 def check_subsamples(*traces: poutine.Trace, num_rows: int) -> None:
@@ -227,3 +310,41 @@ def _has_density(site: Any) -> bool:
     if getattr(site["fn"], "_mask", None) is False:  # left out of the score, as dist.mask(False) says
         return False
     return not support(site["fn"]).is_discrete
+
+
+def _mask(site: Any) -> Any:
+    """What a site's density is masked by, by the program or by its distribution; True for nothing."""
+    own = mask_of(site["fn"])
+    return own if site["mask"] is None or site["mask"] is True else own & site["mask"]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two masks hide the same; of those that do not fit each other that is not known."""
+    if one is other:
+        return True
+    try:
+        return bool((torch.as_tensor(one).cpu() == torch.as_tensor(other).cpu()).all())
+    except RuntimeError:
+        return True
+
+
+def _range(fn: Any) -> tuple[Any, Any] | None:
+    """From where to where the values of a distribution go, if its support is an interval, a half-line or the line."""
+    constraint = support(fn)
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if isinstance(constraint, type(constraints.real)):
+        return -math.inf, math.inf
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    if low is None and high is None:
+        return None
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _reaches_less(inner: tuple[Any, Any], outer: tuple[Any, Any]) -> bool:
+    """Whether a range leaves out a part of another one, for any datum; of those that do not fit that is not known."""
+    (low, high), (lowest, highest) = (tuple(torch.as_tensor(end).cpu() for end in ends) for ends in (inner, outer))
+    try:
+        return bool((low > lowest).any() or (high < highest).any())
+    except RuntimeError:
+        return False

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.errors import first_line
 from ppgen.inference.programs.modes import buffers_of, small_tensors, stirred, training, unabridged, unmoved
 from ppgen.inference.programs.parameters import Shown, showing, trained_parameters
-from ppgen.inference.programs.refusals import check_axes, check_innermost, num_data
+from ppgen.inference.programs.refusals import check_axes, check_innermost, check_masks, check_supports, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import (
@@ -22,6 +22,7 @@ from ppgen.inference.programs.traces import (
     is_point,
     length_of_batch,
     log_prob,
+    num_rows,
     run,
     sites,
 )
@@ -51,8 +52,13 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
         model_trace, guide_trace = run(model, guide, batch)
     check_axes(sites(guide_trace), "guide")
     check_axes(sites(model_trace), "model")
+    check_masks(sites(model_trace), sites(guide_trace))
     found = [*sites(model_trace).values(), *sites(guide_trace).values()]
+    refused = _without_weights(model_trace, guide_trace)
     check_innermost(found, length_of_batch(batch))
+    if refused is None and (shorter := _one_row_less(model, guide, batch, found)) is not None:
+        check_innermost([site for trace in shorter for site in sites(trace).values()], num_rows(batch) - 1)
+        refused = _without_weights(*shorter)
     dims = [f.dim for site in found for f in site["cond_indep_stack"] if f.vectorized]
     points = [is_point(site) for site in sites(guide_trace).values()]
     nesting = -min(dims, default=0)
@@ -71,12 +77,29 @@ def measure(model: Program, guide: Program, *batch: Any) -> Structure:
         single=single,
         observed=tuple(name for name, site in sites(model_trace).items() if site["is_observed"]),
         part=next((f.name for site in found for f in site["cond_indep_stack"] if _is_part(f)), None),
-        refused=_without_weights(sites(model_trace), sites(guide_trace)),
+        refused=refused,
     )
 
 
 def _is_part(frame: Any) -> bool:
-    return frame.vectorized and frame.dim != -1 and (frame.full_size or frame.size) != frame.size
+    return frame.dim != -1 and (frame.full_size or frame.size) != frame.size
+
+
+def _one_row_less(model: Program, guide: Program, batch: Sequence[Any], found: Sequence[Any]) -> Any:
+    """Traces of a batch without its last row, if several plates are as long as it is: only the data's is shorter then.
+
+    None where no plates can be mistaken, or the programs do not take another number of rows.
+    """
+    length = num_rows(batch)
+    plates = {f.name for site in found for f in site["cond_indep_stack"] if f.vectorized and f.size == length}
+    if len(plates) < 2 or length < 2 or tracing():
+        return None
+    shorter = [m[:-1] if isinstance(m, Tensor) and m.dim() and len(m) == length else m for m in batch]
+    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(getattr(model, "__self__", model)):
+        try:
+            return run(model, guide, shorter)
+        except Exception:  # of another length than its own parameters, say
+            return None
 
 
 def _other_length(found: Sequence[Any], batch: Sequence[Any]) -> int:
@@ -212,9 +235,11 @@ def _of_particle(site: Any, axis: int, particle: int, shape: torch.Size | None) 
     return value.reshape(shape) if shape is not None and shape.numel() == value.numel() else value
 
 
-def _without_weights(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> str | None:
+def _without_weights(model_trace: Any, guide_trace: Any) -> str | None:
+    model_sites, guide_sites = sites(model_trace), sites(guide_trace)
     try:
         num_data(model_sites, guide_sites)
+        check_supports(model_sites, guide_sites)
     except ValueError as error:
         return str(error)
     return None

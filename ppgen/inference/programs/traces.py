@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import pyro
@@ -211,6 +213,12 @@ def delta_of(site: Any) -> Delta | None:
 def is_point(site: Any) -> bool:
     """Whether a site can have one value only. A Delta with a density stands for a draw made elsewhere."""
     return (delta := delta_of(site)) is not None and not delta.log_density.any()
+
+
+def mask_of(distribution: Any) -> Any:
+    """What a distribution itself hides of its density; True for nothing."""
+    masks = (getattr(fn, "_mask", None) for fn in layers(distribution))
+    return reduce(and_, (mask for mask in masks if mask is not None and mask is not True), True)
 
 
 def support(fn: Any) -> Any:

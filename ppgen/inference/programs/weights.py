@@ -198,4 +198,5 @@ def log_weights(pair: Pair, *batch: Any, num_samples: int, from_prior: Sequence[
     if not torch.is_grad_enabled():
         warn_of_train_mode(pair)
     structure = measure(pair.model, pair.guide, *batch)
+    check_whole(structure, "a weight")
     return weigh(pair.model, pair.guide, batch, num_samples, structure, from_prior).log_weights

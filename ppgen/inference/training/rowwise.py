@@ -1,4 +1,4 @@
-"""Parameters for each row of the data, which no mini-batch can be trained with."""
+"""What no mini-batch can be trained with: parameters for each row of the data, latents that weigh as if it were all."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from ppgen.inference.programs.networks import device_of, modules_of
 from ppgen.inference.programs.parameters import showing, trained_parameters
 from ppgen.inference.programs.repeated import Given
 from ppgen.inference.programs.seeds import seeded
-from ppgen.inference.programs.traces import frame_of_data, log_prob, num_rows, run, sites
+from ppgen.inference.programs.traces import frame_of_data, is_factor, log_prob, num_rows, run, sites
 
 __all__ = ["check_amortised"]
 
 
 def check_amortised(pair: Any, batch: Sequence[Any]) -> None:
-    """Makes sure that no parameter belongs to a row of a batch by its place there, where the next batch has others.
+    """Makes sure that nothing belongs to a row of a batch by its place there, or takes a batch for all data.
 
     Args:
         pair: anything with ``.model`` and ``.guide``.
         batch: one of several.
 
     Raises:
-        ValueError: one does, as those of Pyro's ``AutoNormal`` for a latent in the plate of the data.
+        ValueError: a parameter has a part for each row, as those of Pyro's ``AutoNormal`` for a latent in the plate of
+            the data; or a latent is shared by all data, and a batch of them is not scaled up to all.
     """
     with torch.no_grad(), pyro.validation_enabled(False), training(pair, False), unmoved(pair):
         with seeded(0, device_of(pair)), showing() as shown:
@@ -51,6 +52,13 @@ def check_amortised(pair: Any, batch: Sequence[Any]) -> None:
             rows = _Rows(pair, values, shared, batch)
             with suppress(Exception):  # a program that takes no other rows or parameters shows nothing
                 bound = [repr(names.get(id(p), "")) for p in long if rows.own(p)]
+    if unscaled := _unscaled(found, shared, num_rows(batch)):
+        raise ValueError(
+            f"The latents {unscaled} are shared by all data, and each of several mini-batches, here of "
+            f"{num_rows(batch)} rows, would be weighed against their whole prior, as if there were no other data. Say "
+            "how many data there are, pyro.plate('data', N, subsample_size=len(x)), which scales a batch up, or give "
+            "batch_size=len(data)."
+        )
     if bound:
         raise ValueError(
             f"The pair has parameters for each row of the data ({', '.join(bound)}), and mini-batches, here of "
@@ -65,6 +73,23 @@ def _shared_plates(model_sites: dict[str, Any]) -> set[str]:
     frames = [(site["is_observed"], frame_of_data(site)) for site in model_sites.values()]
     of_data = {frame.name for observed, frame in frames if frame is not None and observed}
     return {frame.name for _, frame in frames if frame is not None} - of_data
+
+
+def _unscaled(model_sites: dict[str, Any], shared: set[str], length: int) -> list[str]:
+    """The latents that all data share, where neither they nor the data are scaled by how many there are of those."""
+
+    def is_shared(site: Any) -> bool:
+        frame = frame_of_data(site)
+        return frame is None or (frame.name in shared and frame.size != length)
+
+    observed = [s for s in model_sites.values() if s["is_observed"] and not is_factor(s) and not is_shared(s)]
+    if not observed or any(_is_scaled(site) for site in observed):
+        return []
+    return [n for n, s in model_sites.items() if not s["is_observed"] and is_shared(s) and not _is_scaled(s)]
+
+
+def _is_scaled(site: Any) -> bool:
+    return isinstance(site["scale"], Tensor) or site["scale"] != 1.0
 
 
 def _autoguides(pair: Any) -> list[AutoContinuous]:

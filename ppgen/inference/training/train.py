@@ -20,7 +20,7 @@ from ppgen.inference.execution.distributed import current, gathered, own_seed, s
 from ppgen.inference.programs.hygiene import check_last_batch, warn_of_probabilities
 from ppgen.inference.programs.modes import training
 from ppgen.inference.programs.networks import device_of
-from ppgen.inference.programs.refusals import check_axes
+from ppgen.inference.programs.refusals import check_axes, check_data_plate
 from ppgen.inference.programs.seeds import checked_seed, seeded
 from ppgen.inference.programs.supports import Support, check_observed, check_support, observed_supports
 from ppgen.inference.programs.traces import device_batch, num_rows, run, sites
@@ -76,8 +76,9 @@ def train(
     Raises:
         TypeError: data of a kind that cannot be read, or a step without ``.evaluate`` where validation needs it, or
             without ``.state_dict`` where a checkpoint does.
-        ValueError: empty or non-finite data, a bad number, patience without validation, or a checkpoint that is damaged
-            or of another run.
+        ValueError: empty or non-finite data, a bad number, patience without validation, a checkpoint that is damaged
+            or of another run, or programs that cannot be trained in mini-batches as they are (a parameter for each
+            row, a latent that all data share beside a batch that is not scaled up to them).
         FloatingPointError: a loss or a gradient that is not finite, in training or in validation. Its update was not
             made; on a GPU, where steps run ahead of the host, up to 100 later ones may have been.
         OSError: a checkpoint could not be written; those before it are as they were.
@@ -213,8 +214,11 @@ def _is_pair(pair: Any) -> bool:
     return hasattr(pair, "model") and hasattr(pair, "guide")
 
 
-def _supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
-    """Where the members of a batch may lie: what densities say, and what a model without one for its data states."""
+def _supports(pair: Any, batch: Sequence[Any], *, rows_first: bool) -> list[Support]:
+    """Where the members of a batch may lie: what densities say, and what a model without one for its data states.
+
+    Data in memory have their rows first; what a loader gives may have them elsewhere.
+    """
     found = []
     if _is_pair(pair):
         with torch.no_grad(), pyro.validation_enabled(False):
@@ -222,6 +226,8 @@ def _supports(pair: Any, batch: Sequence[Any]) -> list[Support]:
         observed = sites(model_trace)
         check_axes(sites(guide_trace), "guide")
         check_axes(observed, "model")
+        if rows_first:
+            check_data_plate(observed, batch)
         warn_of_probabilities(pair, observed)
         found = observed_supports(observed, batch)
         asked = {support.site for support in found}  # of all rows, below
@@ -241,7 +247,7 @@ def _check_observations(pair: Any, *sources: Loaded | Shuffled | None) -> None:
         first = next(iter(source))
         try:
             with training(pair, False):
-                supports = _supports(pair, device_batch(pair, first))
+                supports = _supports(pair, device_batch(pair, first), rows_first=isinstance(source, Shuffled))
         except ValueError as error:
             raise ValueError(f"{name} cannot be given to this pair: {error}") from error
         if name == "data" and _is_pair(pair) and (len(source) > 1 or current().count > 1):
