@@ -22,6 +22,7 @@ from ppgen.inference.programs.traces import (
     device_of_batch,
     frame_of_data,
     log_prob,
+    observing,
     per_datum,
     proposing,
     run,
@@ -211,7 +212,7 @@ class ELBO(nn.Module):
 
     @in_turn
     def _enumerated(self, model: Program, guide: Program, batch: Any, beta: Tensor, structure: Structure) -> Tensor:
-        guide = proposing(guide, structure.observed)
+        model, guide = observing(model), proposing(guide, structure.observed)
         if self._weighted:
             model, guide = _latents_scaled(model, beta), _latents_scaled(guide, beta)
         elbo = TraceEnum_ELBO(

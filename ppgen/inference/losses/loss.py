@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.inference.losses.schedules import check_schedules
 from ppgen.inference.programs.identity import ByIdentity
 from ppgen.inference.programs.structure import Structure, measure
-from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch, proposing
+from ppgen.inference.programs.traces import Program, frame_of_data, length_of_batch, observing, proposing
 from ppgen.inference.programs.turns import in_turn
 
 __all__ = ["DataSize", "Loss", "Measured", "as_loss"]
@@ -97,7 +97,7 @@ class _PyroLoss:
     @in_turn
     def __call__(self, model: Program, guide: Program, *batch: Any) -> Tensor:
         structure = self._measured(model, guide, *batch)  # also for what it refuses
-        guide = proposing(guide, structure.observed)
+        model, guide = observing(model), proposing(guide, structure.observed)
         wanted = torch.is_grad_enabled()
         with torch.enable_grad(), DataSize(batch) as data:  # TraceEnum_ELBO refuses to work without, in validation, too
             total = self.objective.differentiable_loss(model, guide, *batch)

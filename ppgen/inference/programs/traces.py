@@ -41,8 +41,9 @@ def log_prob(site: Any, *, scaled: bool = False, masked: bool = True) -> Tensor:
     """A site's log-probability with its mask, and with a plate's subsampling scale only if asked for."""
     if "scored" in site:  # beforehand, under other circumstances
         return site["scored"]
+    given = _afresh(site["value"]) if site["is_observed"] else site["value"]
     try:
-        value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        value = site["fn"].log_prob(given, *site["args"], **site["kwargs"])
     except RuntimeError as error:
         event, shape = tuple(site["fn"].event_shape), tuple(site["value"].shape)
         if shape[len(shape) - len(event) :] == event:
@@ -52,6 +53,32 @@ def log_prob(site: Any, *, scaled: bool = False, masked: bool = True) -> Tensor:
             "data do not fit each other."
         ) from error
     return scale_and_mask(value, site["scale"] if scaled else 1.0, site["mask"] if masked else None)
+
+
+def _afresh(value: Any) -> Any:
+    """What was observed, as a tensor that no density has seen.
+
+    Transforms that keep their last result (Pyro's flows) know what it is of by the object: of data that are scored
+    again it would be the result, and the graph, of the parameters before. Where a value is drawn it is what they keep.
+    """
+    return value.view_as(value) if isinstance(value, Tensor) else value
+
+
+class _Afresh(poutine.messenger.Messenger):
+    """Observations as :func:`_afresh` in the trace of an objective of Pyro's, and to the program as they were."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            self.given, msg["value"] = msg["value"], _afresh(msg["value"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:  # which is traced by now, further out
+            msg["value"] = self.given
+
+
+def observing(model: Program) -> Program:
+    """A model for an objective of Pyro's, which scores what it observes as :func:`log_prob` does."""
+    return _Afresh()(model)
 
 
 def own_scale(site: Any) -> Any:
