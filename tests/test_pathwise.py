@@ -7,6 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroParam
 from torch import nn
 
 from ppgen import decoders, posteriors, priors
@@ -84,6 +86,79 @@ def test_the_gradient_vanishes_for_what_only_a_site_shows(loss, global_param_sto
     scale = pyro.param("scale").unconstrained()
     for parameter in (*exact.net.parameters(), *shift.parameters(), scale):
         assert parameter.requires_grad and parameter.grad.abs().max() < 1e-5
+
+
+def by_logarithm(x):
+    """A positive latent, of which log z is N(x / 2, ½) given x."""
+    with data_plate(x):
+        z = sample("z", dist.LogNormal(0.0, 1.0))
+        sample("x", dist.Normal(z.log(), 1.0), obs=x)
+
+
+def of_a_fixed_map(how):
+    """A pair whose guide draws log z, from the exact posterior, and gives z with the Jacobian of the logarithm."""
+    q = Posterior()
+
+    def guide(x):
+        with data_plate(x):
+            u = sample("u", dist.Normal(q.weight * x, q.log_scale.exp()), infer={"is_auxiliary": True})
+            sample("z", dist.Delta(u.exp(), log_density=-u if how == "log_density" else 0.0))
+            if how == "factor":
+                pyro.factor("jacobian", -u, has_rsample=True)
+
+    return Custom(by_logarithm, guide, q=q)
+
+
+def automatic(x):
+    guide = AutoNormal(by_logarithm)
+    guide(x)
+    guide.locs.z = nn.Parameter(x / 2)
+    guide.scales.z = PyroParam(torch.full_like(x, math.sqrt(0.5)), dist.constraints.positive)
+    return Custom(by_logarithm, guide)
+
+
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(8)])
+@pytest.mark.parametrize("how", ["log_density", "factor", "AutoNormal"])
+def test_the_gradient_vanishes_for_what_a_fixed_map_makes_of_a_draw(how, loss):
+    """The parameters reach the Jacobian by the draw alone."""
+    x = torch.randn(20)
+    exact = automatic(x) if how == "AutoNormal" else of_a_fixed_map(how)
+    loss(exact.model, exact.guide, x).backward()
+    assert len(list(exact.parameters())) == 2
+    for parameter in exact.parameters():
+        assert parameter.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("how", ["log_density", "factor"])
+@pytest.mark.parametrize("loss", [sticking_the_landing(), dreg(3)])
+def test_a_map_with_parameters_is_refused_where_its_jacobian_would_be_held(loss, how):
+    """Held, log|T'| has no gradient, and eps, in place of z, no parameters: the entropy would have no say."""
+    q = Posterior()
+
+    def model(x):
+        with data_plate(x):
+            sample("x", dist.Normal(sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            eps = sample("eps", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True})
+            density = -q.log_scale.expand(len(x))
+            sample(
+                "z",
+                dist.Delta(
+                    q.weight * x + q.log_scale.exp() * eps, log_density=density if how == "log_density" else 0.0
+                ),
+            )
+            if how == "factor":
+                pyro.factor("jacobian", density, has_rsample=True)
+
+    pair, x = Custom(model, guide, q=q), torch.randn(20)
+    name = {"log_density": "z", "factor": "jacobian"}[how]
+    with pytest.raises(ValueError, match=f"guide's site '{name}' has .* use elbo or iwae, or draw"):
+        loss(pair.model, pair.guide, x)
+    with pytest.raises(ValueError, match="TransformedDistribution"):
+        fit(pair, x, loss=copy.deepcopy(loss), epochs=1)
+    assert q.weight.item() == 0.5
 
 
 @pytest.mark.parametrize(

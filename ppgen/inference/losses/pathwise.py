@@ -27,6 +27,7 @@ from ppgen.inference.programs.structure import Structure, check_vectorized
 from ppgen.inference.programs.traces import (
     PARTICLES,
     Program,
+    delta_of,
     device_of_batch,
     log_prob,
     run_guide,
@@ -108,7 +109,7 @@ class _Scored(Measured):
         owner = getattr(guide, "__self__", guide)
         modes = [part.training for module in modules_of(owner) for part in module.modules()]
         if not tracing() and self.modes[owner] != [modes]:
-            _check_density(guide, batch)
+            _check_density(guide, batch, structure.observed)
             self.modes[owner][:] = [modes]
         return structure
 
@@ -116,11 +117,21 @@ class _Scored(Measured):
         return _Scored()
 
 
-def _check_density(guide: Program, batch: Sequence[Any]) -> None:
-    with torch.no_grad(), seeded(None, device_of_batch(batch)), unmoved(getattr(guide, "__self__", guide)):
-        drawn = run_guide(guide, batch)
-        runs = [sites(run_guide(poutine.replay(guide, trace=drawn), batch)) for _ in range(2)]
+def _check_density(guide: Program, batch: Sequence[Any], observed: Sequence[str]) -> None:
+    with seeded(None, device_of_batch(batch)), unmoved(getattr(guide, "__self__", guide)):
+        with torch.no_grad():
+            drawn = run_guide(guide, batch)
+        with torch.enable_grad():  # to the parameters past the draws, which have none
+            runs = [sites(run_guide(poutine.replay(guide, trace=drawn), batch, observed=observed)) for _ in range(2)]
         for name, site in runs[0].items():
+            # The score of what is drawn has mean zero; the gradient of a term that is no density of a draw has not.
+            if (site["is_observed"] or delta_of(site) is not None) and log_prob(site).requires_grad:
+                raise ValueError(
+                    f"The guide's site {name!r} has no density of its own but a term that its parameters move, as the "
+                    "log_density of a Delta(T(eps), log_density=-log|T'|) or a factor. This objective scores draws "
+                    "with the parameters held, eps in place of T(eps), so that their gradient would lack this term: "
+                    "use elbo or iwae, or draw T(eps) itself, from a TransformedDistribution(base, [T])."
+                )
             if not torch.allclose(log_prob(site), log_prob(runs[1][name]), 1e-3, 1e-3, equal_nan=True):
                 raise ValueError(
                     f"The guide gives the same draw of {name!r} another density in each run, so something in it is "
@@ -177,8 +188,9 @@ class StickingTheLanding(nn.Module):
 
     Raises:
         ValueError: a number of particles that is not a positive whole number; when called, a guide that is not
-            reparameterised or has dropout in train mode, plates inside the data plate, enumerated sites, or programs
-            that do not run under a plate of particles.
+            reparameterised, has dropout in train mode or, beside densities of its draws, terms that its parameters move
+            (a Delta's ``log_density``, a factor), plates inside the data plate, enumerated sites, or programs that do
+            not run under a plate of particles.
 
     Example:
         >>> loss = sticking_the_landing()
