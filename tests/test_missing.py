@@ -232,6 +232,69 @@ def test_filling_in_sums_over_enumerated_latents():
         assert filled[n, missing] == pytest.approx((joint / joint.sum() @ locs[:, missing]).item(), abs=1e-5)
 
 
+TRANSITION = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+
+def chain(x, y, inside=True):
+    """Of four hidden states the last emits x, and those before it y: a state's axis is that of the one before last."""
+    with data_plate(x):
+        state = torch.tensor(0)
+        for t in pyro.markov(range(4)):
+            state = sample(f"s{t}", dist.Categorical(TRANSITION[state]), infer={"enumerate": "parallel"})
+            if t < 3:
+                sample(f"y{t}", dist.Normal(state.float(), 1.0), obs=y[..., t])
+            elif inside:
+                sample("x", dist.Normal(4.0 * state, 1.0), obs=x)
+        if not inside:
+            sample("x", dist.Normal(4.0 * state, 1.0), obs=x)
+
+
+def test_denoising_sums_over_the_states_of_a_chain():
+    x, y = 2.0 + torch.randn(6), torch.randn(6, 3)
+    log_joint = torch.zeros(2, 6)
+    log_joint[1] = -torch.inf
+    for t in range(4):
+        log_joint = (log_joint.T.unsqueeze(-1) + TRANSITION.log()).logsumexp(1).T
+        log_joint = log_joint + (
+            dist.Normal(torch.arange(2.0)[:, None], 1.0).log_prob(y[:, t])
+            if t < 3
+            else dist.Normal(4 * torch.arange(2.0)[:, None], 1.0).log_prob(x)
+        )
+    found = denoise(Custom(chain, lambda x, y: None), x, y, num_samples=1)
+    assert torch.allclose(found, 4 * log_joint.softmax(0)[1], atol=1e-5)
+    outside = Custom(lambda x, y: chain(x, y, inside=False), lambda x, y: None)
+    with pytest.raises(ValueError, match=r"'x' has an axis .* inside its loop"):
+        denoise(outside, x, y, num_samples=1)
+
+
+def test_denoising_weighs_a_draw_by_what_x_does_not_depend_on():
+    """A sum over classes that only the context has a part in, and a class whose own density is masked."""
+    prior, means = torch.tensor([0.1, 0.9]), torch.tensor([-1.0, 1.0])
+    shown = torch.tensor([True, False, True, False])
+
+    def model(x, y):
+        with data_plate(x):
+            z = sample("z", dist.Normal(0.0, 1.0))
+            j = sample("j", dist.Categorical(prior), infer={"enumerate": "parallel"})
+            sample("y", dist.Normal(z + means[j], 0.5), obs=y)
+            with pyro.poutine.mask(mask=shown):
+                k = sample("k", dist.Categorical(prior), infer={"enumerate": "parallel"})
+            sample("x", dist.Normal(z + means[k], 1.0), obs=x)
+
+    def guide(x, y):
+        with data_plate(x):
+            sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    pair, x, y = Custom(model, guide), torch.tensor([0.0, 0.0, 2.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, 2.0])
+    z = torch.linspace(-6, 6, 4001)[:, None]
+    log_y = (prior.log() + dist.Normal(z[..., None] + means, 0.5).log_prob(y[:, None])).logsumexp(-1)
+    log_joint = prior.log() + dist.Normal(z[..., None] + means, 1.0).log_prob(x[:, None])
+    log_joint = log_joint + (log_y + dist.Normal(0.0, 1.0).log_prob(z))[..., None]
+    weights = (log_joint - log_joint.logsumexp((0, 2), keepdim=True)).exp()
+    exact = (weights * (z[..., None] + means)).sum((0, 2))
+    assert torch.allclose(denoise(pair, x, y, num_samples=20000), exact, atol=0.05)
+
+
 def test_denoising_is_the_posterior_mean():
     x = WHOLE.sample((6,))
     posterior_precision = torch.eye(2) + WEIGHT.T @ WEIGHT / SCALE**2

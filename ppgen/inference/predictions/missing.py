@@ -19,6 +19,7 @@ from ppgen.inference.programs.refusals import check_weighable
 from ppgen.inference.programs.seeds import derived_seed
 from ppgen.inference.programs.structure import check_vectorized, measure
 from ppgen.inference.programs.traces import device_batch, innermost, is_factor, log_prob, run, sites
+from ppgen.inference.programs.weights import summed_out
 from ppgen.numbers import positive_integer
 from ppgen.pair import Pair, unadapted
 
@@ -33,15 +34,20 @@ class _Draws(NamedTuple):
 
 
 def _draws(pair: Pair, batch: Any, num_samples: int, nesting: int, enumerated: bool) -> _Draws:
-    """Draws of the latents with their weights; enumerated latents stand beside the samples, each value one more."""
+    """Draws of the latents with their weights; enumerated latents of x stand beside the samples, each value one more.
+
+    Those that its distribution does not depend on are summed out: beside it they may have the axis of another one, as
+    ``pyro.markov`` gives out the same axes again.
+    """
     model_trace, guide_trace = run(
         pair.model, pair.guide, batch, num_particles=num_samples, nesting=nesting, enumerate_model=enumerated
     )
     n = check_weighable(model_trace, guide_trace, ())
     found = sites(model_trace)
     x = _site_of(batch[0], [site for site in found.values() if site["is_observed"] and not is_factor(site)])
-    total = sum(log_prob(site) for site in found.values()) - sum(log_prob(s) for s in sites(guide_trace).values())
-    total = torch.as_tensor(total)
+    total, used = summed_out(model_trace, found, nesting, kept_of=x["name"]) if enumerated else (0.0, set())
+    total = total + sum(log_prob(site) for name, site in found.items() if name not in used)
+    total = torch.as_tensor(total - sum(log_prob(site) for site in sites(guide_trace).values()))
     lead = torch.broadcast_shapes(total.shape, (num_samples, n))
     return _Draws(total.expand(lead).reshape(-1, n), x["fn"].expand(torch.Size(lead)))
 

@@ -33,35 +33,51 @@ def _is_weighed(site: Any) -> bool:
     return isinstance(scale, Tensor) or scale != 1.0
 
 
-def _enumerated(
-    trace: poutine.Trace, names: Sequence[str], nesting: int, shape: tuple[int, int]
+def summed_out(
+    trace: poutine.Trace, names: Collection[str], nesting: int, kept_of: str | None = None
 ) -> tuple[Tensor | float, set[str]]:
-    """Log Σ over the enumerated sites, per particle and datum, and the names of the sites that went into it.
+    """Log Σ over the enumerated sites, over particles and data, and the names of the sites that went into it.
 
     Plates inside the data plate are respected: a discrete site in such a plate is summed out before the product over
     the plate is taken. A mask hides what depends on a site that is summed out, and not its own density: where nothing
     is left to depend on it, that sums to one.
+
+    Args:
+        trace: of the model, under a plate of particles.
+        names: the sites that take part.
+        nesting: how many plate axes the pair itself uses.
+        kept_of: a site of which the enumerated axes are kept, left of the particles; not with inner plates.
     """
     trace.symbolize_dims()
     found = {name: site for name, site in sites(trace).items() if name in names}
     sum_dims = {s["infer"]["_enumerate_symbol"] for s in found.values() if s["infer"].get("_enumerate_dim") is not None}
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     used: set[str] = set()
+    kept: set[str] = set()
     sizes: dict[str, int] = {}
     for name, site in found.items():
         own = site["infer"].get("_enumerate_dim") is not None
-        term = packed.pack(log_prob(site, masked=not own), site["infer"]["_dim_to_symbol"])
+        try:
+            term = packed.pack(log_prob(site, masked=not own), site["infer"]["_dim_to_symbol"])
+        except ValueError as error:
+            raise ValueError(
+                f"The site {name!r} has an axis that is neither a plate's nor that of an enumerated latent at hand: "
+                "what depends on a latent of pyro.markov stands inside its loop, at most `history` steps later."
+            ) from error
         if sum_dims.isdisjoint(term._pyro_dims):
             continue
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         factors.setdefault(ordinal, []).append(term)
         sizes.update(zip(term._pyro_dims, term.shape, strict=True))
         used.add(name)
+        if name == kept_of:
+            kept = sum_dims.intersection(term._pyro_dims)
     if not factors:  # sums over a single value, whose axes are none
         return 0.0, used
     target = frozenset(s for s, dim in trace.symbol_to_dim.items() if s in sizes and dim in (-1, -1 - nesting))
-    total = contract_to_tensor(factors, sum_dims, target_ordinal=target, ring=LogRing(dim_to_size=sizes))
-    return per_datum(packed.unpack(total, trace.symbol_to_dim), nesting, *shape), used
+    # What is kept is an axis like any other: as target_dims Pyro would leave out all that does not depend on it.
+    total = contract_to_tensor(factors, sum_dims - kept, target_ordinal=target, ring=LogRing(dim_to_size=sizes))
+    return packed.unpack(total, trace.symbol_to_dim), used
 
 
 class Weighted(NamedTuple):
@@ -126,7 +142,8 @@ def log_joint(
     pending = {name: site for name, site in sites(model_trace).items() if name not in from_prior}
     total: Tensor | float = 0.0
     if any(site["infer"].get("_enumerate_dim") is not None for n, site in pending.items() if n not in proposed):
-        total, used = _enumerated(model_trace, list(pending), nesting, shape)
+        of_sums, used = summed_out(model_trace, pending, nesting)
+        total = per_datum(of_sums, nesting, *shape) if isinstance(of_sums, Tensor) else of_sums
         if scaled and (weighed := [n for n in used if _is_weighed(pending[n])]):
             raise ValueError(
                 f"The sites {sorted(weighed)} are summed out inside the bound, and poutine.scale weighs them, which is "
