@@ -7,11 +7,14 @@ import pytest
 import torch
 from parts import small_vae
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ppgen import decoders
-from ppgen.inference import fit, log_likelihood
+from ppgen.inference import SVI, elbo, fit, log_likelihood
 from ppgen.models import Custom
+from ppgen.pair import data_plate
 
 LEVELS = torch.randint(0, 120, (30, 16), generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +38,67 @@ def test_whole_numbers_of_any_type_are_levels(dtype):
     if torch.iinfo(dtype).min < 0:
         with pytest.raises(ValueError, match=r"datum 0 lies outside .* from -1 to 1"):
             log_likelihood(pair, torch.tensor([[-1, 1] * 8], dtype=dtype), num_samples=3)
+
+
+BITS = torch.tensor([True, False, True, True, False, True])
+COUNTS = torch.tensor([0, 1, 2, 3, 5, 100], dtype=torch.uint8)
+DENSITIES = {
+    "Geometric": (lambda z: dist.Geometric(logits=z), COUNTS),
+    "Binomial": (lambda z: dist.Binomial(200, logits=z), COUNTS),
+    "BetaBinomial": (lambda z: dist.BetaBinomial(z.exp(), 1.0, 200), COUNTS),
+    "Categorical": (lambda z: dist.Categorical(logits=z.unsqueeze(-1) * torch.linspace(0, 1, 101)), COUNTS),
+    "Normal": (lambda z: dist.Normal(z, 1.0), BITS),
+    "Bernoulli": (lambda z: dist.Bernoulli(logits=z), BITS),
+    "Bernoulli, bytes": (lambda z: dist.Bernoulli(logits=z), BITS.byte()),
+    "Bernoulli, masked": (lambda z: dist.Bernoulli(logits=z).mask(BITS), BITS),
+    "OneHotCategorical": (
+        lambda z: dist.OneHotCategorical(logits=torch.stack([z, -z], -1)),
+        torch.stack([BITS, ~BITS], -1),
+    ),
+}
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+@pytest.mark.parametrize("name", DENSITIES)
+def test_bytes_and_booleans_are_scored_as_the_numbers_that_they_are(name, enumerated):
+    """To a byte −1 is 255, and booleans have no arithmetic. The program has them as it was given them."""
+    density, x = DENSITIES[name]
+    size = nn.Linear(1, 1)
+    seen = set()
+
+    def model(x):
+        with data_plate(x):
+            if enumerated:
+                k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+                z = (k - 0.5) * size.weight.exp().squeeze()
+            else:
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            seen.add(pyro.sample("x", density(z), obs=x).dtype)
+
+    def guide(x):
+        with data_plate(x):
+            if not enumerated:
+                pyro.sample("z", dist.Normal(torch.zeros(len(x)), size.weight.exp().squeeze()))
+
+    def numbers(x):
+        pair = Custom(model, guide, size=size)
+        found = [log_likelihood(pair, x, num_samples=20).values]
+        for loss in (elbo(), TraceEnum_ELBO() if enumerated else Trace_ELBO()):
+            torch.manual_seed(0)
+            found.append(SVI(pair, loss).loss(pair.model, pair.guide, x))
+        return found
+
+    ours = numbers(x)
+    assert seen == {x.dtype}
+    for a, b in zip(ours, numbers(x.float()), strict=True):
+        assert torch.equal(a, b) and a.isfinite().all()
+
+
+def test_a_pair_in_double_precision_has_it_for_bytes_too():
+    vae = small_vae(decoders.Bernoulli, (16,)).double()
+    x = LEVELS.byte() % 2
+    values = log_likelihood(vae, x, num_samples=3).values
+    assert torch.allclose(values, log_likelihood(vae, x.double(), num_samples=3).values, rtol=1e-13)
 
 
 def test_small_numbers_are_within_a_large_range():

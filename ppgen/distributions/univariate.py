@@ -23,7 +23,8 @@ class Bernoulli(dist.Bernoulli):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value if value.is_floating_point() else value.to(self.logits.dtype))
+        # Torch's gives the precision of the value, and fails for what is not a float.
+        return super().log_prob(value.to(torch.promote_types(value.dtype, self.logits.dtype)))
 
 
 class ContinuousBernoulli(TorchDistribution):

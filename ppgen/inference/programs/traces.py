@@ -56,12 +56,15 @@ def log_prob(site: Any, *, scaled: bool = False, masked: bool = True) -> Tensor:
 
 
 def _afresh(value: Any) -> Any:
-    """What was observed, as a tensor that no density has seen.
+    """What was observed, as a tensor that no density has seen, and of numbers that densities can calculate with.
 
     Transforms that keep their last result (Pyro's flows) know what it is of by the object: of data that are scored
     again it would be the result, and the graph, of the parameters before. Where a value is drawn it is what they keep.
+    To a type without a sign −1 is 255, and booleans have no arithmetic.
     """
-    return value.view_as(value) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.view_as(value) if value.dtype.is_signed else value.to(torch.get_default_dtype())
 
 
 class _Afresh(poutine.messenger.Messenger):
