@@ -1,5 +1,7 @@
 """Proposals that are not of what the model draws: another support, another mask."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -87,6 +89,26 @@ def test_another_distribution_of_the_same_range_is_right(prior, proposal):
     assert torch.allclose(estimate.values, exact, atol=0.05)
 
 
+def test_a_delta_may_hand_on_a_draw_of_any_kind():
+    """A class drawn from a uniform number, whose probability the Delta brings."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Uniform(0.0, 1.0), infer={"is_auxiliary": True})
+            k = (u < 0.4).float()
+            pyro.sample("k", dist.Delta(k, log_density=torch.where(k > 0, math.log(0.4), math.log(0.6))))
+
+    torch.manual_seed(0)
+    values = log_likelihood(Custom(model, guide), X, num_samples=20_000).values.float()
+    of_k = torch.stack([dist.Bernoulli(0.3).log_prob(k) + dist.Normal(k, 1.0).log_prob(X) for k in torch.arange(2.0)])
+    assert torch.allclose(values, of_k.logsumexp(0), atol=0.02)
+
+
 def masked(of_model, of_guide, by="program"):
     def hidden(fn, mask):
         return fn.mask(mask) if by == "distribution" else fn
@@ -129,3 +151,18 @@ def test_what_both_mask_is_left_out(by):
     values = log_likelihood(masked(SEEN, SEEN.clone(), by), X, num_samples=3).values.float()
     exact = torch.where(SEEN, dist.Normal(0.0, 2**0.5).log_prob(X), dist.Normal(0.0, 1.0).log_prob(X))
     assert torch.allclose(values, exact, atol=1e-5)
+
+
+def test_a_prior_that_is_masked_altogether_is_a_flat_one():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    values = log_likelihood(Custom(model, guide), X, num_samples=3).values
+    assert values.abs().max() < 1e-5  # the integral of the likelihood over z is 1
+    assert elbo()(model, guide, X).item() == pytest.approx(0.0, abs=1e-5)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.inference.programs.traces import (
+    delta_of,
     frame_of_data,
     innermost,
     is_point,
@@ -235,6 +236,9 @@ def check_data_plate(model_sites: dict[str, Any], batch: Sequence[Any]) -> None:
 def check_masks(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
     """Makes sure that what is masked of a latent is masked in both programs: its other density would stand alone.
 
+    All of the model's density may be left out, ``fn.mask(False)``, as a flat prior is written; and at a point the guide
+    has none.
+
     Raises:
         ValueError: a latent is masked in one of them, or otherwise in the other.
     """
@@ -242,7 +246,7 @@ def check_masks(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
         return
     for name in guide_sites.keys() & model_sites.keys():
         masks = _mask(model_sites[name]), _mask(guide_sites[name])
-        if not (is_point(guide_sites[name]) or _same(*masks)):  # at a point there is no density to be left alone
+        if not (masks[0] is False or is_point(guide_sites[name]) or _same(*masks)):
             one, other = ("model", "guide") if masks[1] is True else ("guide", "model")
             raise ValueError(
                 f"The latent {name!r} is masked in the {one}, and not, or otherwise, in the {other}, so that one of "
@@ -261,7 +265,7 @@ def check_supports(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> 
         return
     for name in guide_sites.keys() & model_sites.keys():
         p, q = model_sites[name], guide_sites[name]
-        if is_point(q):
+        if delta_of(q) is not None:  # which hands on what another site drew, wherever that lies
             continue
         kinds = type(innermost(p["fn"])).__name__, type(innermost(q["fn"])).__name__
         of_p, of_q = _range(p["fn"]), _range(q["fn"])
