@@ -127,7 +127,7 @@ def alone():
     return run("experiments")
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def shared(request, tmp_path_factory):
     return everywhere("experiments", request.param, tmp_path_factory.mktemp(f"processes{request.param}"))
 
@@ -295,6 +295,7 @@ def test_stochastic_pairs_reach_the_same_bound(tmp_path):
         assert abs(many.mean() - one.mean()) < 3 * error, (one, many)
 
 
+@pytest.mark.slow
 def test_a_grid_in_two_processes_is_the_grid_in_one(tmp_path, monkeypatch, capsys):
     """A prior that needs more pseudo-inputs than there are data is refused in either, for the same reason."""
     rows = []

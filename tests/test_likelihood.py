@@ -290,7 +290,7 @@ def test_a_plate_inside_that_chooses_is_refused_too():
             with pyro.plate("words", 20, subsample_size=5, dim=-2) as index:
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[index])
 
-    with pytest.raises(ValueError, match=r"plate 'words' draws 5 of its 20 members.*axis -2"):
+    with pytest.raises(ValueError, match=r"plate 'words' draws 5 of its 20 members.*some of them"):
         log_likelihood(Custom(model, guide_of_means), torch.randn(5, 20), num_samples=30)
 
 

@@ -299,8 +299,8 @@ def check_subsamples(*traces: poutine.Trace, num_rows: int) -> None:
                 continue
             raise ValueError(
                 f"The plate {name!r} draws {chosen} of its {frame.full_size} members at each call, so that the "
-                f"likelihood would be that of some of them, on axis {frame.dim}. Evaluate the model without "
-                "subsample_size; fit() takes the data in mini-batches of its own (batch_size)."
+                "likelihood would be that of some of them. Evaluate the model without subsample_size; fit() takes the "
+                "data in mini-batches of its own (batch_size)."
             )
 
 
