@@ -13,7 +13,8 @@ from torch import Tensor
 from ppgen.errors import first_line
 from ppgen.inference.programs.modes import buffers_of, small_tensors, stirred, training, unabridged, unmoved
 from ppgen.inference.programs.parameters import Shown, showing, trained_parameters
-from ppgen.inference.programs.refusals import check_axes, check_innermost, check_masks, check_supports, num_data
+from ppgen.inference.programs.proposed import check_masks, check_supports
+from ppgen.inference.programs.refusals import check_axes, check_innermost, num_data
 from ppgen.inference.programs.repeated import Given, Repeated
 from ppgen.inference.programs.seeds import seeded
 from ppgen.inference.programs.traces import (

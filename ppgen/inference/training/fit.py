@@ -20,7 +20,7 @@ from ppgen.pair import Pair
 
 __all__ = ["fit"]
 
-STEPS_WORTH_COMPILING = 10_000  # steps; a rule of the clock would make one seed two runs
+STEPS_WORTH_COMPILING = 10_000  # a rule of the clock would make one seed two runs
 
 
 def fit(
